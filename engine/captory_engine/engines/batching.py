@@ -1,0 +1,50 @@
+"""How many rows a graph is run with: as they come, or a fixed batch where bits must not depend on mates."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from captory_engine.sessions.base import Session
+
+Array = NDArray[Any]
+
+
+@dataclass(frozen=True, slots=True)
+class BatchRule:
+    """`exact_rows`: the one batch size that `exact` work is always run with; 0 where the backend needs none."""
+
+    exact_rows: int = 0
+
+    def rows(self, *, exact: bool) -> int:
+        """The fixed batch size, or 0 for as many rows as there are."""
+        return self.exact_rows if exact else 0
+
+
+def padded(session: Session, inputs: Mapping[str, Array], fixed_rows: int = 0) -> tuple[dict[str, Array], int]:
+    """Run all rows, in slices of at most the session's `max_batch`; returns outputs and the rows computed.
+
+    With `fixed_rows` every slice has exactly so many rows, the last one padded by repeating its first row.
+    """
+    num_rows = len(next(iter(inputs.values())))
+    size = fixed_rows or session.max_batch
+    parts = [_run_slice(session, inputs, start, size, fixed_rows) for start in range(0, num_rows, size)]
+    if len(parts) == 1:
+        outputs = {name: array[:num_rows] for name, array in parts[0].items()}
+    else:
+        outputs = {name: np.concatenate([part[name] for part in parts])[:num_rows] for name in parts[0]}
+    return outputs, fixed_rows * len(parts) if fixed_rows else num_rows
+
+
+def _run_slice(
+    session: Session, inputs: Mapping[str, Array], start: int, size: int, fixed_rows: int
+) -> dict[str, Array]:
+    rows = {name: array[start : start + size] for name, array in inputs.items()}
+    missing = fixed_rows - len(next(iter(rows.values()))) if fixed_rows else 0
+    if missing > 0:
+        rows = {name: np.concatenate([array, np.repeat(array[:1], missing, axis=0)]) for name, array in rows.items()}
+    return session.run(rows)

@@ -1,0 +1,162 @@
+"""Token decoding as a step engine: captioner and writer alike decode one token a row and step, over a slot table.
+
+The cache is a table [slots, layers, heads, max_positions, head_dim] that the engine owns; each row has its own
+positions and mask. Prefill is a batch of its own. `exact` always passes the table's full length, because in ONNX
+Runtime the length of the padding changes bits; otherwise only the longest row's share is passed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from captory_engine.device import Need, Task
+from captory_engine.diffusion.noise import seeded_uniform
+from captory_engine.engines.batching import BatchRule, padded
+from captory_engine.engines.slots import Slots
+from captory_engine.errors import BadOutput
+from captory_engine.scheduler import Profile
+from captory_engine.sessions.base import Session
+
+Array = NDArray[Any]
+_BUCKET = 16
+
+
+@dataclass(frozen=True, slots=True)
+class DecoderShape:
+    """The decoder's cache and its ends."""
+
+    num_layers: int
+    num_heads: int
+    head_dim: int
+    max_positions: int
+    eos_id: int
+
+
+@dataclass(slots=True)
+class TokenTask(Task):
+    """A prefix to a continuation. `context` holds per-row inputs that every step passes again (cross keys and values).
+
+    Greedy where `temperature` is 0, else sampled by `seed` (Gumbel-max over the top `top_k`, 0: all). The result is
+    the tokens after the prefix, without the end token.
+    """
+
+    prefix: tuple[int, ...]
+    max_new_tokens: int
+    context: Mapping[str, Array] = field(default_factory=dict)
+    temperature: float = 0.0
+    top_k: int = 0
+    seed: int = 0
+    exact: bool = False
+    tokens: list[int] = field(default_factory=list)
+    cached: int = 0
+    slot: int | None = None
+
+
+class TokenDecoder:
+    """Step engine over (input_ids, position_ids, past_mask, past_keys, past_values, …) -> (logits, new_keys, …)."""
+
+    def __init__(self, name: str, session: Session, shape: DecoderShape, profile: Profile, rule: BatchRule) -> None:
+        self.name = name
+        self.profile = profile
+        self._session = session
+        self._shape = shape
+        self._rule = rule
+        self._slots: Slots | None = None
+
+    def need(self, task: TokenTask) -> Need:
+        """One row; prefill batches hold prefixes of one bucket of lengths."""
+        if not task.tokens:
+            return Need(("prefill", task.exact, _bucket(len(task.prefix))), 1)
+        return Need(("decode", task.exact), 1)
+
+    def run(self, tasks: Sequence[TokenTask]) -> int:
+        """Prefill or decode one token of every row."""
+        slots = self._enter(tasks)
+        fed = [task.prefix if not task.tokens else (task.tokens[-1],) for task in tasks]
+        length = 1 if tasks[0].tokens else _bucket(max(map(len, fed)))
+        rule = self._rule.rows(exact=tasks[0].exact)
+        outputs, computed = padded(self._session, self._inputs(tasks, fed, length, slots), rule)
+        for row, task in enumerate(tasks):
+            self._store(task, len(fed[row]), outputs["new_keys"][row], outputs["new_values"][row])
+            self._extend(task, outputs["logits"][row, len(fed[row]) - 1])
+        return computed
+
+    def retire(self, task: TokenTask) -> None:
+        """Free the task's slot."""
+        if task.slot is not None and self._slots is not None:
+            self._slots.give(task.slot)
+            task.slot = None
+
+    def _enter(self, tasks: Sequence[TokenTask]) -> Slots:
+        if self._slots is None:
+            shape = self._shape
+            cache = (shape.num_layers, shape.num_heads, shape.max_positions, shape.head_dim)
+            context = {name: (array.shape, np.float32) for name, array in tasks[0].context.items()}
+            self._slots = Slots({"past_keys": (cache, np.float32), "past_values": (cache, np.float32), **context})
+        for task in tasks:
+            if task.slot is None:
+                task.slot = self._slots.take()
+                for name, array in task.context.items():
+                    self._slots[name][task.slot] = array
+        return self._slots
+
+    def _inputs(
+        self, tasks: Sequence[TokenTask], fed: Sequence[Sequence[int]], length: int, slots: Slots
+    ) -> dict[str, Array]:
+        taken = np.array([task.slot for task in tasks])
+        cached = np.array([task.cached for task in tasks])
+        ids = np.array([[*row, *[self._shape.eos_id] * (length - len(row))] for row in fed], np.int64)
+        span = self._span(tasks, int(cached.max()))
+        return {
+            "input_ids": ids,
+            "position_ids": cached[:, None] + np.arange(length)[None],
+            "past_mask": (np.arange(span)[None] < cached[:, None]).astype(np.float32),
+            "past_keys": slots["past_keys"][taken, :, :, :span],
+            "past_values": slots["past_values"][taken, :, :, :span],
+            **{name: slots[name][taken] for name in tasks[0].context},
+        }
+
+    def _span(self, tasks: Sequence[TokenTask], cached: int) -> int:
+        """How much of the cache is passed: all of it in `exact`, else the longest row's, in buckets."""
+        return self._shape.max_positions if tasks[0].exact else min(_bucket(cached), self._shape.max_positions)
+
+    def _store(self, task: TokenTask, num_fed: int, keys: Array, values: Array) -> None:
+        assert self._slots is not None
+        here = slice(task.cached, task.cached + num_fed)
+        self._slots["past_keys"][task.slot, :, :, here] = keys[:, :, :num_fed]
+        self._slots["past_values"][task.slot, :, :, here] = values[:, :, :num_fed]
+        task.cached += num_fed
+
+    def _extend(self, task: TokenTask, logits: Array) -> None:
+        if not np.isfinite(logits).all():
+            task.error = BadOutput("NON_FINITE", f"{self.name} gave NaN or Inf")
+            return
+        token = choose(logits, task.temperature, task.top_k, lambda size: _uniform(task, size))
+        if token != self._shape.eos_id:
+            task.tokens.append(token)
+        room = self._shape.max_positions - task.cached
+        if token == self._shape.eos_id or len(task.tokens) >= task.max_new_tokens or room < 1:
+            task.result = tuple(task.tokens)
+
+
+def choose(logits: Array, temperature: float, top_k: int, uniform: Callable[[int], Array]) -> int:
+    """The next token of one row of logits [V]: argmax, or Gumbel-max sampling (Maddison et al. 2014)."""
+    if temperature <= 0.0:
+        return int(np.argmax(logits))
+    scaled = logits.astype(np.float64) / temperature
+    if top_k:
+        scaled = np.where(scaled >= np.partition(scaled, -top_k)[-top_k], scaled, -np.inf)
+    return int(np.argmax(scaled - np.log(-np.log(uniform(len(scaled))))))
+
+
+def _uniform(task: TokenTask, size: int) -> Array:
+    return seeded_uniform(task.seed, size, stream=1 + len(task.tokens))
+
+
+def _bucket(length: int) -> int:
+    return -(-length // _BUCKET) * _BUCKET

@@ -1,0 +1,1 @@
+"""The companion offline training module of Captory."""

@@ -1,0 +1,1 @@
+"""How each kind of object and each background is painted."""
