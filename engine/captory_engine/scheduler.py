@@ -38,9 +38,12 @@ class Profile:
 
     max_rows: int
     max_in_flight: int = 1
-    max_wait_s: Mapping[WorkClass, float] = field(
-        default_factory=lambda: {WorkClass.INTERACTIVE: 0.0, WorkClass.BULK: float("inf")}
-    )
+    max_wait_s: Mapping[WorkClass, float] = field(default_factory=lambda: Profile.waits())
+
+    @staticmethod
+    def waits(*, interactive_s: float = 0.0, bulk_s: float = float("inf")) -> Mapping[WorkClass, float]:
+        """How long each class may wait for a full batch; where work is pulled, bulk need not be pushed."""
+        return {WorkClass.INTERACTIVE: interactive_s, WorkClass.BULK: bulk_s}
 
 
 class Batch(NamedTuple):

@@ -41,7 +41,9 @@ class NoiseSchedule:
 def _betas(schedule: NoiseSchedule) -> Vector:
     start, end, count = schedule.beta_start, schedule.beta_end, schedule.num_train_timesteps
     if schedule.beta_schedule == "scaled_linear":
-        return np.linspace(start**0.5, end**0.5, count) * np.linspace(start**0.5, end**0.5, count)
+        roots: Vector = np.linspace(start**0.5, end**0.5, count)
+        betas: Vector = roots * roots
+        return betas
     if schedule.beta_schedule == "linear":
         return np.linspace(start, end, count)
     if schedule.beta_schedule == "squaredcos_cap_v2":

@@ -1,0 +1,137 @@
+"""Opens a pipeline: finds the family, verifies and loads its models, builds the engines, warms up."""
+
+from __future__ import annotations
+
+import asyncio
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from captory_engine.cache import LruCache, SingleFlight
+from captory_engine.device import Device, StepEngine
+from captory_engine.diffusion.samplers import SAMPLERS
+from captory_engine.engines.batching import BatchRule
+from captory_engine.engines.denoiser import Denoiser
+from captory_engine.engines.single_step import SingleStep
+from captory_engine.engines.token_decoder import DecoderShape, TokenDecoder
+from captory_engine.errors import BadModel
+from captory_engine.family import Family, find_family
+from captory_engine.images import encode_image
+from captory_engine.info import FamilyInfo, Limits, ModelInfo
+from captory_engine.items import Captioned, Failed, ImageFormat, Item, Mode, Parameters, Sample
+from captory_engine.pipeline import Pipeline
+from captory_engine.repository import open_model
+from captory_engine.scheduler import Profile
+from captory_engine.sessions.base import Session
+from captory_engine.sessions.options import SessionOptions, available_cpus
+from captory_engine.sessions.registry import open_session
+from captory_engine.stages import Captioner, Painter, Writer
+from captory_engine.tokenizer import PromptTokenizer, Tokenizer
+
+CACHED_CAPTIONS = 4096
+CACHED_TEXTS = 1024
+# One batch size for all `exact` work: see docs/design.md, "Determinism".
+EXACT_ROWS = 8
+
+
+@dataclass(frozen=True, slots=True)
+class EngineConfig:
+    """What to serve and on what. `num_threads` 0: every CPU that this process may use."""
+
+    repository: Path
+    family: str = ""
+    backend: str = "onnx"
+    num_threads: int = 0
+    limits: Limits = field(default_factory=Limits)
+    profiles: dict[str, Profile] | None = None
+
+
+# Rows of a full batch by stage, for small graphs on a few CPU cores (`captory bench profile` measures others).
+PROFILES = {
+    "vision": Profile(max_rows=16),
+    "caption": Profile(max_rows=32),
+    "write": Profile(max_rows=32),
+    "text": Profile(max_rows=16),
+    "denoise": Profile(max_rows=32),
+    "vae": Profile(max_rows=8, max_wait_s=Profile.waits(bulk_s=0.25)),
+}
+
+
+async def open_pipeline(config: EngineConfig) -> Pipeline:
+    """Load, verify and warm up. Raises `BadModel` for whatever the repository lacks or has too much of."""
+    located = await asyncio.to_thread(find_family, config.repository, config.family)
+    sessions = await asyncio.to_thread(_open_sessions, located.root, located.family, config)
+    pipeline = _build(located.root, located.family, sessions, config)
+    await _warm_up(pipeline)
+    return pipeline
+
+
+def _open_sessions(root: Path, family: Family, config: EngineConfig) -> dict[str, Session]:
+    options = SessionOptions(num_threads=config.num_threads or available_cpus())
+    return {name: open_session(config.backend, open_model(root, name), options) for name in family.models}
+
+
+def _build(root: Path, family: Family, sessions: dict[str, Session], config: EngineConfig) -> Pipeline:
+    device = Device(_engines(family, sessions, PROFILES | (config.profiles or {})))
+    captions = SingleFlight(LruCache[Captioned](CACHED_CAPTIONS, CACHED_CAPTIONS << 10, lambda words: len(words.text)))
+    captioner = Captioner(device, family.captioner, Tokenizer(root / family.captioner.tokenizer), captions)
+    spec = family.writer
+    writer = Writer(device, spec, Tokenizer(root / spec.tokenizer)) if spec else None
+    framed = PromptTokenizer(Tokenizer(root / family.painter.tokenizer), family.painter.max_tokens)
+    painter = Painter(device, family.painter, framed, CACHED_TEXTS)
+    return Pipeline(_info(family, sessions, config.limits), device, captioner, writer, painter)
+
+
+def _engines(family: Family, sessions: dict[str, Session], profiles: dict[str, Profile]) -> list[StepEngine[Any]]:
+    """The engines in pipeline order."""
+    captioner, writer, painter = family.captioner, family.writer, family.painter
+    rule = BatchRule(exact_rows=EXACT_ROWS)
+    words = DecoderShape(
+        captioner.num_layers, captioner.num_heads, captioner.head_dim, captioner.max_positions, captioner.eos_id
+    )
+    engines: list[StepEngine[Any]] = [
+        SingleStep("vision", sessions[captioner.vision], profiles["vision"], rule),
+        TokenDecoder("caption", sessions[captioner.decoder], words, profiles["caption"], rule),
+    ]
+    if writer:
+        shape = DecoderShape(
+            writer.num_layers, writer.num_kv_heads, writer.head_dim, writer.max_positions, writer.eos_id
+        )
+        engines.append(TokenDecoder("write", sessions[writer.decoder], shape, profiles["write"], rule))
+    return [
+        *engines,
+        SingleStep("text", sessions[painter.text_encoder], profiles["text"], rule),
+        Denoiser(sessions[painter.denoiser], profiles["denoise"], rule),
+        SingleStep("vae", sessions[painter.vae_decoder], profiles["vae"], rule),
+    ]
+
+
+def _info(family: Family, sessions: dict[str, Session], limits: Limits) -> FamilyInfo:
+    defaults, (width, height) = family.painter.defaults, family.painter.sizes[0]
+    writes = family.writer is not None
+    return FamilyInfo(
+        name=family.name,
+        models={name: ModelInfo(session.digest, session.backend) for name, session in sessions.items()},
+        defaults=Parameters(defaults.steps, defaults.guidance_scale, defaults.sampler, width, height),
+        sizes=family.painter.sizes,
+        samplers=tuple(SAMPLERS),
+        modes=tuple(mode for mode in Mode if writes or mode is not Mode.REWRITE),
+        limits=limits,
+        backend=sessions[family.painter.denoiser].backend,
+        in_world_only=family.in_world_only,
+    )
+
+
+async def _warm_up(pipeline: Pipeline) -> None:
+    """One item through every stage, so that the first caller does not pay for first calls."""
+    size = pipeline.info.defaults
+    parameters = replace(size, steps=1)
+    image = encode_image(np.zeros((size.height, size.width, 3), np.uint8), ImageFormat.PNG)
+    mode = Mode.REWRITE if Mode.REWRITE in pipeline.info.modes else Mode.CIP
+    item = Item("warm-up", parameters, (Sample(0, 0, 0),), mode=mode, class_name="photo", image=image)
+    async for event in pipeline.run(item):
+        if isinstance(event, Failed):
+            await pipeline.close()
+            raise BadModel(event.reason, f"the family cannot paint: {event.message}")

@@ -1,0 +1,198 @@
+"""A family: which models make up a captioner, a writer and a painter, and the settings that they were trained with.
+
+`family.yaml` lies in the folder of the painter's denoiser, since a repository's root holds model folders only.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Annotated, Any, Literal, NamedTuple
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from captory_engine.errors import BadModel
+
+FAMILY_FILE = "family.yaml"
+DEFAULT_FAMILY = "picto"
+MAX_FAMILY_BYTES = 1 << 20
+
+ModelName = Annotated[str, Field(pattern=r"\A[A-Za-z0-9_-]{1,64}\Z")]
+ModelFile = Annotated[str, Field(pattern=r"\A[A-Za-z0-9_-]{1,64}(/[A-Za-z0-9_-][A-Za-z0-9_.-]*)+\Z")]
+TokenIds = tuple[Annotated[int, Field(ge=0)], ...]
+Positive = Annotated[int, Field(ge=1)]
+TokenId = Annotated[int, Field(ge=0)]
+Share = Annotated[float, Field(gt=0, lt=1)]
+Channels = tuple[float, float, float]
+
+
+class _Section(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+
+class Captioner(_Section):
+    """An image captioner: a vision encoder and a token decoder that starts from a prefix."""
+
+    architecture: Literal["blip"]
+    vision: ModelName
+    decoder: ModelName
+    tokenizer: ModelFile
+    image_size_px: Positive
+    image_mean: Channels
+    image_std: Channels
+    bos_id: TokenId
+    eos_id: TokenId
+    pad_id: TokenId
+    prefixes: dict[Literal["short", "long"], TokenIds]
+    max_new_tokens: Positive
+    max_positions: Positive
+    num_layers: Positive
+    num_heads: Positive
+    head_dim: Positive
+
+    @model_validator(mode="after")
+    def _check(self) -> Captioner:
+        if set(self.prefixes) != {"short", "long"}:
+            raise ValueError("prefixes needs both short and long")
+        if min(self.image_std) <= 0:
+            raise ValueError("image_std must be above 0")
+        return self
+
+
+class Writer(_Section):
+    """A language model that rewrites captions; each template holds `{text}` once, among special tokens and words."""
+
+    architecture: Literal["qwen2"]
+    decoder: ModelName
+    tokenizer: ModelFile
+    eos_id: TokenId
+    pad_id: TokenId = 0
+    templates: dict[str, str]
+    max_new_tokens: Positive
+    max_positions: Positive
+    num_layers: Positive
+    num_kv_heads: Positive
+    head_dim: Positive
+    temperature: Annotated[float, Field(ge=0)] = 0.0
+    top_k: Positive | None = None
+
+    @model_validator(mode="after")
+    def _check(self) -> Writer:
+        wrong = [name for name, template in self.templates.items() if template.count("{text}") != 1]
+        if wrong:
+            raise ValueError(f"templates {', '.join(wrong)}: {{text}} must stand there exactly once")
+        return self
+
+
+class Schedule(_Section):
+    """The noise schedule of training and how a sampler walks it, in diffusers' words."""
+
+    num_train_timesteps: Positive
+    beta_schedule: Literal["linear", "scaled_linear", "squaredcos_cap_v2"]
+    beta_start: Share
+    beta_end: Share
+    prediction_type: Literal["epsilon", "v_prediction"]
+    timestep_spacing: Literal["leading", "linspace", "trailing"]
+    steps_offset: Annotated[int, Field(ge=0)]
+
+
+class PainterDefaults(_Section):
+    """What a request that leaves these out gets."""
+
+    steps: Positive
+    guidance_scale: Annotated[float, Field(ge=0)]
+    sampler: str
+
+
+class Painter(_Section):
+    """A latent diffusion model. `sizes` are all (width, height) in pixels that it can paint."""
+
+    architecture: Literal["stable-diffusion"]
+    text_encoder: ModelName
+    denoiser: ModelName
+    vae_decoder: ModelName
+    tokenizer: ModelFile
+    max_tokens: Positive
+    latent_channels: Positive
+    vae_scale_factor: Positive
+    sizes: Annotated[tuple[tuple[Positive, Positive], ...], Field(min_length=1)]
+    scaling_factor: Annotated[float, Field(gt=0)]
+    schedule: Schedule
+    defaults: PainterDefaults
+
+    @model_validator(mode="after")
+    def _check(self) -> Painter:
+        odd = [size for size in self.sizes if size[0] % self.vae_scale_factor or size[1] % self.vae_scale_factor]
+        if odd:
+            raise ValueError(f"sizes {odd} are no multiples of vae_scale_factor {self.vae_scale_factor}")
+        return self
+
+
+class Family(_Section):
+    """The whole family. `in_world_only`: what it makes of real photographs is outside what it learnt."""
+
+    name: ModelName
+    description: str
+    in_world_only: bool
+    captioner: Captioner
+    painter: Painter
+    writer: Writer | None = None
+
+    @property
+    def models(self) -> tuple[str, ...]:
+        """The names of all its models, captioner first."""
+        names = [self.captioner.vision, self.captioner.decoder]
+        names += [self.writer.decoder] if self.writer else []
+        names += [self.painter.text_encoder, self.painter.denoiser, self.painter.vae_decoder]
+        return tuple(dict.fromkeys(names))
+
+
+class LocatedFamily(NamedTuple):
+    """A family and the repository that holds its models and, at `root / tokenizer`, its tokenizers."""
+
+    root: Path
+    family: Family
+
+
+def find_family(root: Path, name_or_path: str | Path = "") -> LocatedFamily:
+    """Find a family by name in the repository `root`, or in a repository at another path.
+
+    Without a name, and in a repository given by path, it is the only family there, or `picto` among several.
+    """
+    text = str(name_or_path)
+    if isinstance(name_or_path, Path) or "/" in text or text in (".", ".."):
+        root, text = Path(name_or_path), ""
+    families = {family.name: family for family in _families(root)}
+    if not text:
+        text = next(iter(families)) if len(families) == 1 else DEFAULT_FAMILY
+    if text not in families:
+        there = ", ".join(sorted(families)) or "none"
+        raise BadModel("FAMILY_MISSING", f"There is no family {text!r} in {str(root)!r}; there: {there}.")
+    return LocatedFamily(root, families[text])
+
+
+def read_family(path: Path) -> Family:
+    """Read one `family.yaml`; unknown, missing and wrong fields are all named in the error."""
+    if path.is_symlink() or not path.is_file() or path.stat().st_size > MAX_FAMILY_BYTES:
+        raise BadModel("FAMILY_INVALID", f"{str(path)!r} is no family file.")
+    try:
+        return Family.model_validate(yaml.safe_load(path.read_bytes()))
+    except (yaml.YAMLError, UnicodeDecodeError, RecursionError) as error:
+        raise BadModel("FAMILY_INVALID", f"{str(path)!r} is not valid YAML.") from error
+    except ValidationError as error:
+        words = "; ".join(_explain(problem) for problem in error.errors(include_url=False, include_context=False))
+        raise BadModel("FAMILY_INVALID", f"The family file {str(path)!r} does not hold: {words}.") from None
+
+
+def _families(root: Path) -> Iterator[Family]:
+    if not root.is_dir():
+        raise BadModel("REPOSITORY_MISSING", f"There is no model repository at {str(root)!r}.")
+    for path in sorted(root.glob(f"*/{FAMILY_FILE}")):
+        if not path.parent.name.startswith("."):
+            yield read_family(path)
+
+
+def _explain(problem: Any) -> str:
+    where = ".".join(str(part) for part in problem["loc"]) or "the file"
+    return f"{where}: {problem['msg']}"

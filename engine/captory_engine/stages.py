@@ -1,0 +1,147 @@
+"""The stages of the pipeline as plain async functions over one device: pixels to words, words to pixels.
+
+Each knows its models' shapes and nothing of items. What has been computed for equal content is not computed again.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from captory_engine import family as families
+from captory_engine.cache import LruCache, SingleFlight, content_key
+from captory_engine.device import Device
+from captory_engine.diffusion.samplers import make_plan
+from captory_engine.diffusion.schedules import NoiseSchedule
+from captory_engine.engines.denoiser import DenoiseTask
+from captory_engine.engines.single_step import GraphTask
+from captory_engine.engines.token_decoder import TokenTask
+from captory_engine.items import Captioned, Determinism, Parameters, Sample, WorkClass
+from captory_engine.prompts import accept_rewrite, clean_model_text
+from captory_engine.tokenizer import PromptTokenizer, Tokenizer
+
+Array = NDArray[Any]
+MAX_REWRITES = 4
+
+
+class Share(NamedTuple):
+    """How a piece of work takes part: its class on the device and whether its bits may depend on its mates."""
+
+    work_class: WorkClass
+    exact: bool
+
+    @staticmethod
+    def of(parameters: Parameters) -> Share:
+        """The share of one item's work."""
+        return Share(parameters.work_class, parameters.determinism is Determinism.EXACT)
+
+
+@dataclass(frozen=True, slots=True)
+class Captioner:
+    """Vision encoder, then token decoding with a cache (BLIP: Li et al. 2022, arXiv 2201.12086)."""
+
+    device: Device
+    spec: families.Captioner
+    tokenizer: Tokenizer
+    cache: SingleFlight[Captioned]
+
+    async def caption(self, digest: str, pixel_values: Callable[[], Any], length: str, share: Share) -> Captioned:
+        """The caption of one image. `digest` names its content; `pixel_values` awaits to [3, S, S], float32."""
+
+        async def compute() -> Captioned:
+            task = GraphTask({"pixel_values": await pixel_values()}, share.exact)
+            context = await self.device.submit("vision", task, share.work_class)
+            prefix = self.spec.prefixes["long" if length == "long" else "short"]
+            decoding = TokenTask(prefix, self.spec.max_new_tokens, context=context, exact=share.exact)
+            tokens = await self.device.submit("caption", decoding, share.work_class)
+            return Captioned(clean_model_text(self.tokenizer.decode(tokens)), length, len(tokens))
+
+        return await self.cache.get(content_key(digest, length, str(share.exact)), compute)
+
+
+class Rewritten(NamedTuple):
+    """A rewritten caption; `accepted` is false when every attempt was refused and the caption stands as it was."""
+
+    text: str
+    accepted: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Writer:
+    """A language model that rewrites captions, with bounded attempts (Lei et al., arXiv 2307.08526)."""
+
+    device: Device
+    spec: families.Writer
+    tokenizer: Tokenizer
+
+    async def rewrite(self, caption: str, seed: int, share: Share) -> Rewritten:
+        """One rewrite, sampled by `seed`."""
+        before, after = self.spec.templates["rewrite"].split("{text}")
+        prefix = (*self.tokenizer.template_ids(before), *self.tokenizer.encode(caption))
+        prefix = (*prefix[: self.spec.max_positions // 2], *self.tokenizer.template_ids(after))
+        for attempt in range(MAX_REWRITES):
+            text = await self._attempt(prefix, seed + attempt, share)
+            if accept_rewrite(text):
+                return Rewritten(text, accepted=True)
+        return Rewritten(caption, accepted=False)
+
+    async def _attempt(self, prefix: tuple[int, ...], seed: int, share: Share) -> str:
+        task = TokenTask(
+            prefix,
+            min(self.spec.max_new_tokens, self.spec.max_positions - len(prefix)),
+            temperature=self.spec.temperature,
+            top_k=self.spec.top_k or 0,
+            seed=seed,
+            exact=share.exact,
+        )
+        tokens = await self.device.submit("write", task, share.work_class)
+        return clean_model_text(self.tokenizer.decode(tokens))
+
+
+class Painter:
+    """Text encoder, denoiser and autoencoder of a latent diffusion model (Rombach et al. 2022, arXiv 2112.10752)."""
+
+    def __init__(self, device: Device, spec: families.Painter, tokenizer: PromptTokenizer, cached_texts: int) -> None:
+        self.tokenizer = tokenizer
+        self._device = device
+        self._spec = spec
+        self._schedule = NoiseSchedule(**spec.schedule.model_dump(exclude={"timestep_spacing", "steps_offset"}))
+        self._texts = SingleFlight[Array](LruCache(cached_texts, cached_texts << 20, lambda array: array.nbytes))
+
+    async def paint(self, token_ids: Array, sample: Sample, parameters: Parameters) -> Array:
+        """One image in [-1, 1], [3, H, W], float32."""
+        share = Share.of(parameters)
+        guided = parameters.guidance_scale > 1.0
+        text = await self._encode(token_ids, share)
+        negative = await self._encode(self.tokenizer.encode(parameters.negative_prompt).ids, share) if guided else text
+        interval = parameters.guidance_interval
+        scale = self._spec.vae_scale_factor
+        task = DenoiseTask(
+            plan=make_plan(
+                self._schedule, parameters.sampler, parameters.steps, guided, (interval.start, interval.stop)
+            ),
+            seed=sample.seed,
+            shape=(self._spec.latent_channels, parameters.height // scale, parameters.width // scale),
+            text=text,
+            negative_text=negative,
+            guidance_scale=parameters.guidance_scale,
+            exact=share.exact,
+        )
+        latents = await self._device.submit("denoise", task, share.work_class)
+        decoding = GraphTask({"latent_sample": latents / np.float32(self._spec.scaling_factor)}, share.exact)
+        image: Array = (await self._device.submit("vae", decoding, share.work_class))["sample"]
+        return image
+
+    async def _encode(self, token_ids: Array, share: Share) -> Array:
+        async def compute() -> Array:
+            outputs = await self._device.submit(
+                "text", GraphTask({"input_ids": token_ids}, share.exact), share.work_class
+            )
+            states: Array = outputs["last_hidden_state"]
+            return states
+
+        return await self._texts.get(content_key(token_ids.tobytes(), str(share.exact)), compute)

@@ -1,0 +1,103 @@
+"""Text to token ids and back, and the fixed-length form that a painter's text encoder takes."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from tokenizers import Tokenizer as RustTokenizer
+
+from captory_engine.errors import BadModel
+from captory_engine.prompts import TokenPolicy
+
+# Ours, then CLIP's; the first that the vocabulary knows. CLIP pads with its end token.
+_BOS = ("<|bos|>", "<|startoftext|>")
+_EOS = ("<|eos|>", "<|endoftext|>")
+_PAD = ("<|pad|>", "<|endoftext|>")
+
+
+@dataclass(frozen=True, slots=True)
+class PromptTokens:
+    """A prompt as the text encoder takes it: bos, text, eos, padding.
+
+    `ids`: int64 [max_tokens]. `token_count` is the length before the policy, bos and eos included. A `dropped`
+    prompt must not be painted; its ids are cut like those of a `truncated` one.
+    """
+
+    ids: NDArray[np.int64]
+    token_count: int
+    truncated: bool = False
+    dropped: bool = False
+
+
+class Tokenizer:
+    """A `tokenizer.json`. Text that spells a special token stays text. Safe to call from several threads."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._templates = _load(path)
+        self._tokenizer = _load(path)
+        self._tokenizer.encode_special_tokens = True
+
+    @property
+    def vocab_size(self) -> int:
+        """How many ids there are, special tokens included."""
+        return int(self._tokenizer.get_vocab_size())
+
+    def encode(self, text: str) -> list[int]:
+        """Return the ids of the bare text, without bos and eos."""
+        return list(self._tokenizer.encode(text, add_special_tokens=False).ids)
+
+    def template_ids(self, template: str) -> list[int]:
+        """Return the ids of a family's own template, in which special tokens are meant as such."""
+        return list(self._templates.encode(template, add_special_tokens=False).ids)
+
+    def decode(self, ids: Sequence[int]) -> str:
+        """Return the text of `ids`, without special tokens and outer spaces."""
+        return str(self._tokenizer.decode(list(ids), skip_special_tokens=True)).strip()
+
+    def count(self, text: str) -> int:
+        """Return the number of tokens of the bare text."""
+        return len(self.encode(text))
+
+    def special_id(self, *spellings: str) -> int:
+        """Return the id of the first spelling that the vocabulary knows."""
+        for spelling in spellings:
+            known = self._tokenizer.token_to_id(spelling)
+            if known is not None:
+                return int(known)
+        raise BadModel("TOKENIZER_INVALID", f"{str(self._path)!r} knows no token {' or '.join(spellings)}.")
+
+
+class PromptTokenizer:
+    """Frames prompts for a text encoder that takes exactly `max_tokens` ids."""
+
+    def __init__(self, tokenizer: Tokenizer, max_tokens: int) -> None:
+        self.max_tokens = max_tokens
+        self._tokenizer = tokenizer
+        self._bos, self._eos = tokenizer.special_id(*_BOS), tokenizer.special_id(*_EOS)
+        self._pad = tokenizer.special_id(*_PAD)
+
+    def encode(self, text: str, policy: TokenPolicy = TokenPolicy.TRUNCATE) -> PromptTokens:
+        """Return bos + text + eos, padded; a text that is too long is cut before eos, or marked as dropped."""
+        text_ids = self._tokenizer.encode(text)
+        framed = [self._bos, *text_ids[: self.max_tokens - 2], self._eos]
+        ids = np.full(self.max_tokens, self._pad, dtype=np.int64)
+        ids[: len(framed)] = framed
+        token_count = len(text_ids) + 2
+        too_long, drops = token_count > self.max_tokens, policy is TokenPolicy.DROP
+        return PromptTokens(ids, token_count, truncated=too_long and not drops, dropped=too_long and drops)
+
+
+def _load(path: Path) -> Any:
+    try:
+        tokenizer: Any = RustTokenizer.from_file(str(path))
+    except Exception as error:  # the library raises bare Exception
+        raise BadModel("TOKENIZER_INVALID", f"{str(path)!r} is no tokenizer.") from error
+    tokenizer.no_truncation()
+    tokenizer.no_padding()
+    return tokenizer
