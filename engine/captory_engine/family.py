@@ -18,8 +18,8 @@ FAMILY_FILE = "family.yaml"
 DEFAULT_FAMILY = "picto"
 MAX_FAMILY_BYTES = 1 << 20
 
-ModelName = Annotated[str, Field(pattern=r"\A[A-Za-z0-9_-]{1,64}\Z")]
-ModelFile = Annotated[str, Field(pattern=r"\A[A-Za-z0-9_-]{1,64}(/[A-Za-z0-9_-][A-Za-z0-9_.-]*)+\Z")]
+ModelName = Annotated[str, Field(pattern=r"^[A-Za-z0-9_-]{1,64}$")]
+ModelFile = Annotated[str, Field(pattern=r"^[A-Za-z0-9_-]{1,64}(/[A-Za-z0-9_-][A-Za-z0-9_.-]*)+$")]
 TokenIds = tuple[Annotated[int, Field(ge=0)], ...]
 Positive = Annotated[int, Field(ge=1)]
 TokenId = Annotated[int, Field(ge=0)]
@@ -86,15 +86,13 @@ class Writer(_Section):
 
 
 class Schedule(_Section):
-    """The noise schedule of training and how a sampler walks it, in diffusers' words."""
+    """The noise schedule of training, in diffusers' words; how a sampler walks it is the sampler's own."""
 
     num_train_timesteps: Positive
     beta_schedule: Literal["linear", "scaled_linear", "squaredcos_cap_v2"]
     beta_start: Share
     beta_end: Share
     prediction_type: Literal["epsilon", "v_prediction"]
-    timestep_spacing: Literal["leading", "linspace", "trailing"]
-    steps_offset: Annotated[int, Field(ge=0)]
 
 
 class PainterDefaults(_Section):

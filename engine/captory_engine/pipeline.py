@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncGenerator, AsyncIterator, Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
 from typing import Any
@@ -75,7 +75,7 @@ class Pipeline:
         async with self._room:
             yield
 
-    async def run(self, item: Item) -> AsyncIterator[Event]:
+    async def run(self, item: Item) -> AsyncGenerator[Event, None]:
         """The item's events, ending with `Done`. Leaving the iterator cancels the item.
 
         Raises a `CaptoryError` for what concerns the whole item; what concerns one image is a `Failed` event.

@@ -109,7 +109,7 @@ class Painter:
         self.tokenizer = tokenizer
         self._device = device
         self._spec = spec
-        self._schedule = NoiseSchedule(**spec.schedule.model_dump(exclude={"timestep_spacing", "steps_offset"}))
+        self._schedule = NoiseSchedule(**spec.schedule.model_dump())
         self._texts = SingleFlight[Array](LruCache(cached_texts, cached_texts << 20, lambda array: array.nbytes))
 
     async def paint(self, token_ids: Array, sample: Sample, parameters: Parameters) -> Array:

@@ -1,8 +1,8 @@
 """Token decoding as a step engine: captioner and writer alike decode one token a row and step, over a slot table.
 
 The cache is a table [slots, layers, heads, max_positions, head_dim] that the engine owns; each row has its own
-positions and mask. Prefill is a batch of its own. `exact` always passes the table's full length, because in ONNX
-Runtime the length of the padding changes bits; otherwise only the longest row's share is passed.
+positions and mask. Prefill is a batch of its own. The table's full length is always passed: a length that followed
+the longest row would change bits in ONNX Runtime, and a changed bit may change a word.
 """
 
 from __future__ import annotations
@@ -111,19 +111,14 @@ class TokenDecoder:
         taken = np.array([task.slot for task in tasks])
         cached = np.array([task.cached for task in tasks])
         ids = np.array([[*row, *[self._shape.eos_id] * (length - len(row))] for row in fed], np.int64)
-        span = self._span(tasks, int(cached.max()))
         return {
             "input_ids": ids,
             "position_ids": cached[:, None] + np.arange(length)[None],
-            "past_mask": (np.arange(span)[None] < cached[:, None]).astype(np.float32),
-            "past_keys": slots["past_keys"][taken, :, :, :span],
-            "past_values": slots["past_values"][taken, :, :, :span],
+            "past_mask": (np.arange(self._shape.max_positions)[None] < cached[:, None]).astype(np.float32),
+            "past_keys": slots["past_keys"][taken],
+            "past_values": slots["past_values"][taken],
             **{name: slots[name][taken] for name in tasks[0].context},
         }
-
-    def _span(self, tasks: Sequence[TokenTask], cached: int) -> int:
-        """How much of the cache is passed: all of it in `exact`, else the longest row's, in buckets."""
-        return self._shape.max_positions if tasks[0].exact else min(_bucket(cached), self._shape.max_positions)
 
     def _store(self, task: TokenTask, num_fed: int, keys: Array, values: Array) -> None:
         assert self._slots is not None

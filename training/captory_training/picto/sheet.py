@@ -3,11 +3,12 @@
 import textwrap
 from collections.abc import Iterator, Sequence
 from itertools import count
+from pathlib import Path
 
 from PIL import Image, ImageDraw, ImageFont
 
 from captory_training.picto.captions import full_caption
-from captory_training.picto.kinds import KINDS
+from captory_training.picto.kinds import KIND_BY_KEY, KINDS
 from captory_training.picto.render import render
 from captory_training.picto.scene import Scene, sample_scene
 
@@ -39,6 +40,14 @@ def contact_sheet(scenes: Sequence[Scene], columns: int, *, captions: bool) -> I
         if captions:
             _write_caption(sheet, scene, (corner[0], corner[1] + CELL_PX + 2))
     return sheet
+
+
+def write_class_folders(scenes: Sequence[Scene], folder: Path) -> None:
+    """A data set of class folders: `<class name>/<kind>-<seed>.png`; a name with two looks is one folder."""
+    for scene in scenes:
+        place = folder / KIND_BY_KEY[scene.kind].class_name
+        place.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(render(scene)).save(place / f"{scene.kind}-{scene.seed:06d}.png", optimize=True)
 
 
 def _next_of_kind(kind: str, seeds: Iterator[int]) -> Scene:

@@ -1,0 +1,236 @@
+"""The life of an item on the fake backend: every mode, every way in and out, and faults that stay with their item."""
+
+from __future__ import annotations
+
+import asyncio
+import io
+from collections.abc import AsyncIterator, Iterator, Mapping
+from contextlib import asynccontextmanager
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from families import fake_repository
+from PIL import Image
+
+from captory_engine import assembly
+from captory_engine.assembly import EngineConfig, open_pipeline
+from captory_engine.errors import BadModel, CaptoryError, Exhausted, Expired, InvalidInput
+from captory_engine.info import Limits
+from captory_engine.items import Captioned, Done, Event, Failed, Item, Mode, Painted, Prompted, Sample, Stage
+from captory_engine.pipeline import Pipeline
+from captory_engine.sessions.fake import FakeSession, fail_on, nan_rows
+
+
+def png(seed: int = 0) -> bytes:
+    buffer = io.BytesIO()
+    pixels = np.random.default_rng(seed).integers(0, 255, (40, 50, 3), dtype=np.uint8)
+    Image.fromarray(pixels).save(buffer, "PNG")
+    return buffer.getvalue()
+
+
+@pytest.fixture(scope="module")
+def repository(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return fake_repository(tmp_path_factory.mktemp("repository"))
+
+
+@pytest.fixture
+def sessions(monkeypatch: pytest.MonkeyPatch) -> Iterator[dict[str, FakeSession]]:
+    """The sessions that a pipeline opens, by model, for their faults and records."""
+    opened: dict[str, FakeSession] = {}
+
+    def open_session(backend: str, model: Any, options: Any) -> FakeSession:
+        opened[model.name] = FakeSession.of(model)
+        return opened[model.name]
+
+    monkeypatch.setattr(assembly, "open_session", open_session)
+    yield opened
+
+
+@asynccontextmanager
+async def serving(repository: Path, **limits: int) -> AsyncIterator[Pipeline]:
+    pipeline = await open_pipeline(EngineConfig(repository, backend="fake", limits=Limits(**limits)))
+    try:
+        yield pipeline
+    finally:
+        await pipeline.close()
+
+
+def item(pipeline: Pipeline, index: int = 0, *, num_samples: int = 1, **changes: Any) -> Item:
+    parameters = replace(pipeline.info.defaults, **changes.pop("parameters", {}))
+    samples = tuple(Sample(k, 0, 1000 * index + k) for k in range(num_samples))
+    given = {"image": png(index)} if not changes.keys() & {"caption", "prompt"} else {}
+    return Item(f"item-{index}", parameters, samples, **({"class_name": "crane"} | given | changes))
+
+
+async def events_of(pipeline: Pipeline, wanted: Item) -> list[Event]:
+    return [event async for event in pipeline.run(wanted)]
+
+
+def pixels(events: list[Event]) -> list[str]:
+    painted = [event for event in events if isinstance(event, Painted)]
+    return [event.provenance.pixel_sha256 for event in sorted(painted, key=lambda one: one.provenance.sample.seed)]
+
+
+@pytest.mark.parametrize("mode", list(Mode))
+async def test_every_mode_paints_every_sample(repository: Path, mode: Mode) -> None:
+    async with serving(repository) as pipeline:
+        events = await events_of(pipeline, item(pipeline, num_samples=3, mode=mode))
+    assert len(set(pixels(events))) == 3
+    done = events[-1]
+    assert isinstance(done, Done)
+    assert (done.num_images, done.num_failed) == (3, 0)
+    assert {"image"} <= done.stage_seconds.keys()
+    assert any(isinstance(event, Captioned) for event in events) == (mode is not Mode.BASIC)
+
+
+async def test_items_enter_and_leave_at_any_stage(repository: Path) -> None:
+    async with serving(repository) as pipeline:
+        kinds = {}
+        for stage in Stage:
+            leaving = {"stop_after": stage}
+            kinds[stage] = {type(event) for event in await events_of(pipeline, item(pipeline, parameters=leaving))}
+        with_caption = await events_of(pipeline, item(pipeline, caption="a red crane"))
+        with_prompt = await events_of(pipeline, item(pipeline, prompt="anything at all"))
+    assert kinds[Stage.CAPTION] == {Captioned, Done}
+    assert kinds[Stage.PROMPT] == {Captioned, Prompted, Done}
+    assert kinds[Stage.IMAGE] == {Captioned, Prompted, Painted, Done}
+    assert [event.text for event in with_caption if isinstance(event, Prompted)] == ["a photo of crane, a red crane"]
+    assert [event.text for event in with_prompt if isinstance(event, Prompted)] == ["anything at all"]
+
+
+async def test_company_changes_no_pixel(repository: Path) -> None:
+    async with serving(repository) as pipeline:
+        alone = [pixels(await events_of(pipeline, item(pipeline, index))) for index in range(3)]
+    async with serving(repository) as pipeline:
+        wanted = [item(pipeline, index) for index in range(3)]
+        others = [
+            item(pipeline, 10 + index, parameters={"steps": 2 + index, "sampler": "euler", "guidance_scale": 1.0})
+            for index in range(20)
+        ]
+        together = await asyncio.gather(*(events_of(pipeline, one) for one in [*others[:7], *wanted, *others[7:]]))
+        assert max(pipeline.device.counts["denoise"].batch_rows) > 8
+    assert [pixels(events) for events in together[7:10]] == alone
+
+
+async def test_unguided_items_cost_one_row_a_step(repository: Path) -> None:
+    rows = {}
+    for scale in (1.0, 3.0):
+        async with serving(repository) as pipeline:
+            before = pipeline.device.counts["denoise"].computed_rows
+            await events_of(pipeline, item(pipeline, parameters={"guidance_scale": scale, "steps": 6}))
+            rows[scale] = pipeline.device.counts["denoise"].computed_rows - before
+    assert rows == {1.0: 6, 3.0: 12}
+
+
+async def test_equal_content_is_captioned_and_encoded_once(repository: Path, sessions: dict[str, FakeSession]) -> None:
+    async with serving(repository) as pipeline:
+        vision, text = len(sessions["fake_vision"].batches), len(sessions["fake_text"].batches)
+        same = [replace(item(pipeline), id=str(index)) for index in range(5)]
+        await asyncio.gather(*(events_of(pipeline, one) for one in same))
+    assert sum(sessions["fake_vision"].batches[vision:]) == 1
+    assert sum(sessions["fake_text"].batches[text:]) == 1  # the empty negative prompt is known from the warm-up
+
+
+async def test_a_nan_row_fails_alone(repository: Path, sessions: dict[str, FakeSession]) -> None:
+    async with serving(repository) as pipeline:
+        before = [pixels(await events_of(pipeline, item(pipeline, index))) for index in range(4)]
+
+    def poisoned(inputs: Mapping[str, Any], row: int) -> bool:
+        return bool(inputs["timestep"][row] < 300) and bool(np.allclose(inputs["sample"][row], target, atol=1e-6))
+
+    async with serving(repository) as pipeline:
+        seen: list[Any] = []
+        sessions["fake_denoiser"].faults.append(lambda call: seen.append(dict(call.inputs)))
+        await events_of(pipeline, item(pipeline, 2))
+        target = next(inputs["sample"][0] for inputs in seen if inputs["timestep"][0] < 300)
+    async with serving(repository) as pipeline:
+        sessions["fake_denoiser"].faults.append(nan_rows("out_sample", poisoned))
+        after = await asyncio.gather(*(events_of(pipeline, item(pipeline, index)) for index in range(4)))
+    assert [pixels(after[index]) for index in (0, 1, 3)] == [before[index] for index in (0, 1, 3)]
+    assert [event.reason for event in after[2] if isinstance(event, Failed)] == ["NON_FINITE"]
+    assert not pixels(after[2])
+
+
+async def test_a_failing_call_costs_nobody_else(repository: Path, sessions: dict[str, FakeSession]) -> None:
+    async with serving(repository) as pipeline:
+        expected = [pixels(await events_of(pipeline, item(pipeline, index))) for index in range(4)]
+    async with serving(repository) as pipeline:
+        sessions["fake_denoiser"].faults.append(fail_on(len(sessions["fake_denoiser"].batches) + 2))
+        found = await asyncio.gather(*(events_of(pipeline, item(pipeline, index)) for index in range(4)))
+    assert [pixels(events) for events in found] == expected
+
+
+async def test_a_dead_backend_is_said_so(repository: Path, sessions: dict[str, FakeSession]) -> None:
+    async with serving(repository) as pipeline:
+        sessions["fake_vision"].down = True
+        with pytest.raises(CaptoryError, match="down"):
+            await events_of(pipeline, item(pipeline, 99))
+        sessions["fake_vision"].down = False
+        assert pixels(await events_of(pipeline, item(pipeline, 99)))
+
+
+async def test_a_broken_image_is_its_items_error_in_every_mode(repository: Path) -> None:
+    async with serving(repository) as pipeline:
+        for mode in Mode:
+            with pytest.raises(InvalidInput):
+                await events_of(pipeline, item(pipeline, mode=mode, image=b"not an image"))
+        assert pixels(await events_of(pipeline, item(pipeline)))
+
+
+async def test_a_passed_deadline_stops_the_item(repository: Path, sessions: dict[str, FakeSession]) -> None:
+    async with serving(repository) as pipeline:
+        with pytest.raises(Expired):
+            await events_of(pipeline, item(pipeline, parameters={"deadline_s": 1e-9, "steps": 50}))
+        assert pipeline.num_items == 0
+        await events_of(pipeline, item(pipeline, 1))
+        assert pipeline.device.num_tasks == 0
+
+
+async def test_leaving_the_iterator_stops_the_item(repository: Path) -> None:
+    async with serving(repository) as pipeline:
+        running = pipeline.run(item(pipeline, num_samples=4, parameters={"steps": 150}))
+        assert isinstance(await anext(running), Captioned)
+        await running.aclose()
+        assert pipeline.num_items == 0
+        before = pipeline.device.counts["denoise"].batches
+        await events_of(pipeline, item(pipeline, 1, prompt="p", parameters={"steps": 5, "guidance_scale": 1.0}))
+        assert pipeline.device.counts["denoise"].batches - before <= 5 + 2
+        assert pipeline.device.num_tasks == 0
+
+
+async def test_a_full_pipeline_refuses_or_waits(repository: Path) -> None:
+    async with serving(repository, max_items=1) as pipeline, pipeline.slot():
+        with pytest.raises(Exhausted) as refusal:
+            async with pipeline.slot(wait=False):
+                raise AssertionError("there was no room")
+        waiting = asyncio.create_task(pipeline.slot().__aenter__())
+        await asyncio.sleep(0)
+        assert not waiting.done()
+        waiting.cancel()
+    assert refusal.value.retry_after_s > 0
+
+
+async def test_a_prompt_over_the_token_budget_is_dropped_or_cut(repository: Path) -> None:
+    words = "word " * 60
+    async with serving(repository) as pipeline:
+        dropped = await events_of(pipeline, item(pipeline, caption=words, mode=Mode.RECAP_SHORT))
+        cut = await events_of(pipeline, item(pipeline, caption=words, mode=Mode.CIP))
+    [failed] = [event for event in dropped if isinstance(event, Failed)]
+    assert failed.dropped
+    assert failed.reason == "OVER_TOKEN_BUDGET"
+    assert isinstance(dropped[-1], Done)
+    assert dropped[-1].num_failed == 0
+    [painted] = [event for event in cut if isinstance(event, Painted)]
+    assert painted.provenance.token_count > 48
+    assert painted.provenance.token_policy == "truncate"
+
+
+async def test_a_family_that_cannot_paint_does_not_open(
+    repository: Path, sessions: dict[str, FakeSession], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(FakeSession, "run", lambda self, inputs: {})
+    with pytest.raises((BadModel, KeyError)):
+        await open_pipeline(EngineConfig(repository, backend="fake"))
