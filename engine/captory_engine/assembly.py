@@ -64,7 +64,11 @@ async def open_pipeline(config: EngineConfig) -> Pipeline:
     located = await asyncio.to_thread(find_family, config.repository, config.family)
     sessions = await asyncio.to_thread(_open_sessions, located.root, located.family, config)
     pipeline = _build(located.root, located.family, sessions, config)
-    await _warm_up(pipeline)
+    try:
+        await _warm_up(pipeline)
+    except Exception as error:
+        await pipeline.close()
+        raise BadModel("WARM_UP", f"the family {located.family.name!r} is loaded but cannot paint") from error
     return pipeline
 
 
@@ -133,5 +137,4 @@ async def _warm_up(pipeline: Pipeline) -> None:
     item = Item("warm-up", parameters, (Sample(0, 0, 0),), mode=mode, class_name="photo", image=image)
     async for event in pipeline.run(item):
         if isinstance(event, Failed):
-            await pipeline.close()
-            raise BadModel(event.reason, f"the family cannot paint: {event.message}")
+            raise BadModel(event.reason, event.message)

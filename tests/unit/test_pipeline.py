@@ -232,5 +232,5 @@ async def test_a_family_that_cannot_paint_does_not_open(
     repository: Path, sessions: dict[str, FakeSession], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(FakeSession, "run", lambda self, inputs: {})
-    with pytest.raises((BadModel, KeyError)):
+    with pytest.raises(BadModel, match="cannot paint"):
         await open_pipeline(EngineConfig(repository, backend="fake"))
