@@ -107,7 +107,7 @@ def latents_to_uint8(sample: NDArray[Any]) -> NDArray[np.uint8]:
     """
     if not np.isfinite(sample).all():
         raise BadOutput("NON_FINITE", "The painter gave values that are not finite.")
-    pixels = np.clip(sample.astype(np.float32) * 127.5 + 127.5, 0, 255).round()
+    pixels = (np.clip(sample, -1, 1).astype(np.float32) * 127.5 + 127.5).round()
     return np.ascontiguousarray(pixels.astype(np.uint8).transpose(1, 2, 0))
 
 

@@ -41,14 +41,13 @@ class NoiseSchedule:
 def _betas(schedule: NoiseSchedule) -> Vector:
     start, end, count = schedule.beta_start, schedule.beta_end, schedule.num_train_timesteps
     if schedule.beta_schedule == "scaled_linear":
-        roots: Vector = np.linspace(start**0.5, end**0.5, count)
-        betas: Vector = roots * roots
-        return betas
+        return np.linspace(start**0.5, end**0.5, count) ** 2
     if schedule.beta_schedule == "linear":
         return np.linspace(start, end, count)
     if schedule.beta_schedule == "squaredcos_cap_v2":
         edges = np.cos((np.arange(count + 1) / count + 0.008) / 1.008 * np.pi / 2) ** 2
-        return np.minimum(1.0 - edges[1:] / edges[:-1], 0.999)
+        betas: Vector = np.minimum(1.0 - edges[1:] / edges[:-1], 0.999)
+        return betas
     raise InvalidInput("BETA_SCHEDULE", f"unknown beta schedule {schedule.beta_schedule!r}")
 
 
