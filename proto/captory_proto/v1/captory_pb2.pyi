@@ -209,7 +209,7 @@ class Parameters(_message.Message):
     steps: _builtins.int
     """denoising steps; 1 to limits.max_steps"""
     guidance_scale: _builtins.float
-    """classifier-free guidance, 0 to 30; <= 1: no second pass"""
+    """classifier-free guidance, 0 to limits.max_guidance_scale; <= 1: no second pass"""
     sampler: _builtins.str
     """"ddim" | "euler" | "dpmpp-2m" """
     width: _builtins.int
@@ -883,6 +883,7 @@ class Limits(_message.Message):
     MAX_TEXT_BYTES_FIELD_NUMBER: _builtins.int
     MAX_MESSAGE_BYTES_FIELD_NUMBER: _builtins.int
     MAX_ITEMS_FIELD_NUMBER: _builtins.int
+    MAX_GUIDANCE_SCALE_FIELD_NUMBER: _builtins.int
     max_images: _builtins.int
     """images an item"""
     max_steps: _builtins.int
@@ -895,6 +896,7 @@ class Limits(_message.Message):
     max_message_bytes: _builtins.int
     max_items: _builtins.int
     """items in flight on the server"""
+    max_guidance_scale: _builtins.float
     def __init__(
         self,
         *,
@@ -905,10 +907,11 @@ class Limits(_message.Message):
         max_text_bytes: _builtins.int = ...,
         max_message_bytes: _builtins.int = ...,
         max_items: _builtins.int = ...,
+        max_guidance_scale: _builtins.float = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["max_image_bytes", b"max_image_bytes", "max_image_pixels", b"max_image_pixels", "max_images", b"max_images", "max_items", b"max_items", "max_message_bytes", b"max_message_bytes", "max_steps", b"max_steps", "max_text_bytes", b"max_text_bytes"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["max_guidance_scale", b"max_guidance_scale", "max_image_bytes", b"max_image_bytes", "max_image_pixels", b"max_image_pixels", "max_images", b"max_images", "max_items", b"max_items", "max_message_bytes", b"max_message_bytes", "max_steps", b"max_steps", "max_text_bytes", b"max_text_bytes"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -1,0 +1,49 @@
+"""What one run of an arm gave: images and prompts by id, how long it took, and the denoiser's counters."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
+import numpy as np
+
+from captory_bench.graphs import Pixels
+from captory_engine.device import StageCounts
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """One run. Images are [H, W, 3] pixels; `latencies` are seconds from the intended send, by id."""
+
+    images: dict[str, Pixels] = field(default_factory=dict)
+    prompts: dict[str, str] = field(default_factory=dict)
+    latencies: dict[str, float] = field(default_factory=dict)
+    seconds: float = 0.0
+    denoiser: StageCounts = field(default_factory=StageCounts)
+
+    @property
+    def images_per_s(self) -> float:
+        """Throughput of the whole run."""
+        return len(self.images) / self.seconds
+
+
+class Agreement(NamedTuple):
+    """How far the images of two runs differ, of items that had the same prompt in both, in grey levels of 255."""
+
+    num_compared: int
+    num_other_prompts: int
+    worst_mean_difference: float
+    max_difference: int
+
+
+def compare(one: Outcome, other: Outcome) -> Agreement:
+    """Compare two runs of the same items."""
+    shared = one.images.keys() & other.images.keys()
+    same = [key for key in shared if one.prompts[key] == other.prompts[key]]
+    differences = [np.abs(one.images[key].astype(np.int16) - other.images[key]) for key in same]
+    return Agreement(
+        num_compared=len(same),
+        num_other_prompts=len(shared) - len(same),
+        worst_mean_difference=max((float(difference.mean()) for difference in differences), default=0.0),
+        max_difference=max((int(difference.max()) for difference in differences), default=0),
+    )

@@ -1,0 +1,116 @@
+"""The figures for people."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from rich.bar import Bar
+from rich.console import Group, RenderableType
+from rich.table import Table
+
+from captory_bench.profiling import ROWS, Curve
+from captory_bench.report import RATIOS
+
+BAR_WIDTH = 40
+TARGETS = {"grpc_over_bare_loop": 0.85, "step_over_request_level": 1.5}
+
+
+def comparison_tables(figures: dict[str, Any]) -> Group:
+    """Arms, ratios, the tail, the batches that were observed, and the machine."""
+    return Group(
+        _definitions(figures),
+        _arms(figures),
+        _ratios(figures),
+        _latency(figures),
+        _histogram(figures),
+        _checks(figures),
+        _machine(figures),
+    )
+
+
+def profile_table(curves: Sequence[Curve], machine: dict[str, Any]) -> Group:
+    """Milliseconds a row by rows a batch, then the throughput as bars."""
+    table = Table("graph", *(f"{rows}" for rows in ROWS), "knee", title="milliseconds a row, by rows a batch")
+    for curve in curves:
+        cells = (f"{curve.ms_per_row[rows]:.2f}" if rows in curve.ms_per_row else "" for rows in ROWS)
+        table.add_row(curve.stage, *cells, str(curve.knee))
+    return Group(table, *map(_throughput, curves), _machine({"machine": machine}))
+
+
+def _definitions(figures: dict[str, Any]) -> Table:
+    table = Table("arm", "is", title="arms", show_lines=True)
+    for name, arm in figures["arms"].items():
+        work = f"stages: {arm['stages']}\nsteps {arm['steps']}, guidance {arm['guidance']}"
+        table.add_row(name.replace("_", " "), f"{work}\nbatch: {arm['batch']}\ntransport: {arm['transport']}")
+    return table
+
+
+def _arms(figures: dict[str, Any]) -> Table:
+    title = f"{figures['images']} images an arm and round, median of {figures['rounds']} rounds"
+    table = Table("arm", title=title)
+    for name in ("images/s", "lowest", "highest", "mean rows", "useful rows"):
+        table.add_column(name, justify="right")
+    for name, arm in figures["arms"].items():
+        rounds = arm["images_per_s_by_round"]
+        speeds = (f"{value:.2f}" for value in (arm["images_per_s"], min(rounds), max(rounds)))
+        table.add_row(name.replace("_", " "), *speeds, f"{arm['mean_rows']:.1f}", f"{arm['row_efficiency']:.0%}")
+    return table
+
+
+def _ratios(figures: dict[str, Any]) -> Table:
+    table = Table("ratio", "median", "spread", "target", title="ratios of images/s, same items and round")
+    for name, (above, below) in RATIOS.items():
+        low, high = figures["spread"][name]
+        target = f"at least {TARGETS[name]:g}" if name in TARGETS else ""
+        words = f"{above} / {below}".replace("_", " ")
+        table.add_row(words, f"{figures[name]:.2f}", f"{low:.2f} to {high:.2f}", target)
+    return table
+
+
+def _latency(figures: dict[str, Any]) -> Table:
+    latency = figures["latency"]
+    title = f"seconds from the intended send, Poisson arrivals at {latency['arrivals_per_s']:.2f} images/s"
+    table = Table("arm", "p50", "p95", "p50 of 8 steps", "p95 of 8 steps", title=title)
+    for name, tail in latency.items():
+        if isinstance(tail, dict):
+            cells = (f"{tail[key]:.2f}" for key in ("p50_s", "p95_s", "short_p50_s", "short_p95_s"))
+            table.add_row(name.replace("_", " "), *cells)
+    return table
+
+
+def _histogram(figures: dict[str, Any]) -> Table:
+    table = Table("rows", "batches", "share", title="denoiser batches of the served mixed arm")
+    observed = figures["batch_rows"]
+    most = max(observed.values())
+    for rows, num in observed.items():
+        table.add_row(rows, str(num), Bar(most, 0, num, width=BAR_WIDTH))
+    return table
+
+
+def _throughput(curve: Curve) -> Table:
+    table = Table("rows", "rows/s", "", title=f"{curve.stage}: {curve.model}", min_width=BAR_WIDTH + 24)
+    best = min(curve.ms_per_row.values())
+    for rows, ms in curve.ms_per_row.items():
+        table.add_row(str(rows), f"{1000 / ms:.1f}", Bar(1.0, 0, best / ms, width=BAR_WIDTH))
+    return table
+
+
+def _checks(figures: dict[str, Any]) -> RenderableType:
+    checks = figures["checks"]
+    table = Table("arms", "images", "other prompts", "worst mean difference", "largest", title="same images?")
+    for name, found in checks["agreement"].items():
+        levels = f"{found['worst_mean_difference']:.3f}", str(found["max_difference"])
+        table.add_row(name.replace("_", " "), str(found["num_compared"]), str(found["num_other_prompts"]), *levels)
+    table.caption = f"{'agree' if checks['ok'] else 'DO NOT AGREE'}; in grey levels of 255"
+    return table
+
+
+def _machine(figures: dict[str, Any]) -> str:
+    machine = figures["machine"]
+    versions = ", ".join(f"{name} {number}" for name, number in machine["versions"].items())
+    load = ", ".join(f"{load:g}" for load in machine["load_average"])
+    return (
+        f"{machine['cpu']}, {machine['cpus']} CPUs, {machine['threads']} threads, {machine['memory_gib']} GiB; "
+        f"{machine['system']}; Python {machine['python']}, {versions}; load average at the end {load}"
+    )

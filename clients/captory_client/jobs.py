@@ -1,0 +1,94 @@
+"""One run of the main job, from its options to its summary."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Mapping
+from contextlib import closing
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from captory_client.errors import ClientError, ServerLost
+from captory_client.progress import Display
+from captory_client.settle import check, settle
+from captory_client.synthesizer import Synthesizer
+from captory_client.workshop import Workshop
+from captory_data.dataset import stored_job
+from captory_data.errors import SpecError, TransportError
+from captory_data.planning import Plan, plan_job
+from captory_data.runner import run_job
+from captory_data.source import Source, open_source
+from captory_data.spec import JobSpec
+from captory_data.summary import JobSummary
+
+
+@dataclass(frozen=True, slots=True)
+class Run:
+    """What to run. `asked` holds the parameters that were given, by the names of a `JobSpec`; None is not given."""
+
+    input: Path
+    out: Path
+    asked: Mapping[str, Any] = field(default_factory=dict)
+    family: str = ""
+    classes: Path | None = None
+    retry_failed: bool = False
+    server: str | None = None
+    limit: int | None = None
+
+
+async def execute(run: Run, stop: asyncio.Event, display: Display) -> JobSummary:
+    """Make what is missing of the dataset. Raises `DataError` for a run that cannot begin."""
+    with closing(_open_source(run)) as source:
+        async with open_workshop(run) as workshop:
+            spec = await settle_run(run, workshop)
+            with display:
+                return await run_job(
+                    source,
+                    spec,
+                    run.out,
+                    Synthesizer(workshop, spec, display.note),
+                    limit=run.limit,
+                    retry_failed=run.retry_failed,
+                    stop=stop,
+                    progress=display,
+                )
+
+
+async def plan(run: Run) -> tuple[JobSpec, Plan]:
+    """What `execute` would do."""
+    with closing(_open_source(run)) as source:
+        async with open_workshop(run) as workshop:
+            spec = await settle_run(run, workshop)
+            return spec, plan_job(source, spec, run.out, limit=run.limit, retry=run.retry_failed)
+
+
+def open_workshop(run: Run) -> Workshop:
+    """The run's server, not started yet."""
+    return Workshop(run.server, ["--family", run.family] if run.family else [])
+
+
+async def settle_run(run: Run, workshop: Workshop) -> JobSpec:
+    """The run's parameters. Only a new output asks the server, for its defaults and whether it can do what is asked."""
+    stored = stored_job(run.out)
+    asked = dict(run.asked) | _family_name(run.family)
+    if stored is not None:
+        return settle(asked, stored.spec, None)
+    try:
+        info = await workshop.info()
+    except ServerLost as error:
+        raise TransportError(str(error)) from error
+    except ClientError as error:
+        raise SpecError(str(error)) from error
+    spec = settle(asked, None, info)
+    check(spec, info)
+    return spec
+
+
+def _family_name(family: str) -> dict[str, str]:
+    """A family given by path has a name that only the server knows."""
+    return {} if not family or "/" in family or family in (".", "..") else {"family": family}
+
+
+def _open_source(run: Run) -> Source:
+    return open_source(run.input, classes=run.classes, exclude=run.out)

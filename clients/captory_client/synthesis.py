@@ -1,0 +1,148 @@
+"""Items to results, over as many connections as it takes."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncGenerator, AsyncIterable, AsyncIterator, Awaitable, Callable, Iterable
+from typing import Any
+
+from grpc import aio
+
+from captory_client.backoff import Backoff, Patience
+from captory_client.errors import ClientError, ServerLost, explain
+from captory_proto.v1 import captory_pb2 as pb
+
+Items = AsyncIterable[pb.Item] | Iterable[pb.Item]
+OpenCall = Callable[[], "aio.StreamStreamCall[pb.SynthesizeRequest, pb.SynthesizeResponse]"]
+Sleep = Callable[[float], Awaitable[object]]
+Lost = Callable[[], Awaitable[None]]
+
+
+class Synthesis:
+    """One pass over some items. At most `max_in_flight` are open; each ends with one `ItemDone`.
+
+    When the connection breaks, what is not done is sent again, and what had arrived before is not given out twice.
+    """
+
+    def __init__(
+        self, open_call: OpenCall, max_in_flight: int, backoff: Backoff, sleep: Sleep, on_lost: Lost | None
+    ) -> None:
+        self._open_call = open_call
+        self._patience = Patience(backoff)
+        self._sleep = sleep
+        self._on_lost = on_lost
+        self._room = asyncio.Semaphore(max_in_flight)
+        self._pending: dict[str, pb.Item] = {}
+        self._arrived: dict[str, set[tuple[object, ...]]] = {}
+        self._exhausted = False
+        self._unsent: asyncio.Queue[pb.Item | None] = asyncio.Queue()
+
+    async def results(self, items: Items) -> AsyncGenerator[pb.SynthesizeResponse, None]:
+        """Results as they come. An error of `items` is raised after the results of what came before it."""
+        feeder = asyncio.create_task(self._feed(_iterate(items)))
+        try:
+            while not (self._exhausted and not self._pending):
+                async for response in self._connection():
+                    yield response
+            await feeder
+        finally:
+            feeder.cancel()
+            await asyncio.gather(feeder, return_exceptions=True)
+
+    async def _feed(self, items: AsyncIterator[pb.Item]) -> None:
+        """Take items while there is room for them; it goes on whatever becomes of the connection."""
+        try:
+            while True:
+                await self._room.acquire()
+                item = await anext(items)
+                if item.id in self._pending:
+                    raise ValueError(f"two items in flight have the id {item.id!r}")
+                self._pending[item.id] = item
+                self._arrived[item.id] = set()
+                self._unsent.put_nowait(item)
+        except StopAsyncIteration:
+            return
+        finally:
+            self._exhausted = True
+            self._unsent.put_nowait(None)
+
+    async def _connection(self) -> AsyncGenerator[pb.SynthesizeResponse, None]:
+        """What one connection brings, until all is done or it breaks; then a pause, or the end of patience."""
+        call = self._open_call()
+        writer = asyncio.create_task(self._write(call))
+        try:
+            async for response in call:
+                self._patience.renew()
+                if self._is_new(response):
+                    yield response
+                self._note_done(response)
+            if self._pending:
+                await self._pause(ServerLost("the server ended the stream too early"))
+        except aio.AioRpcError as error:
+            await self._pause(explain(error))
+        finally:
+            call.cancel()
+            writer.cancel()
+            await asyncio.gather(writer, return_exceptions=True)
+
+    async def _write(self, call: Any) -> None:
+        """Send what is pending, then what comes; the queue is this connection's own."""
+        unsent = self._unsent = asyncio.Queue()
+        for pending in self._pending.values():
+            unsent.put_nowait(pending)
+        if self._exhausted:
+            unsent.put_nowait(None)
+        while (item := await unsent.get()) is not None:
+            await call.write(pb.SynthesizeRequest(item=item))
+        await call.done_writing()
+
+    def _is_new(self, response: pb.SynthesizeResponse) -> bool:
+        arrived = self._arrived.get(response.item_id)
+        mark = _mark(response)
+        if arrived is None or mark in arrived:
+            return False
+        arrived.add(mark)
+        return True
+
+    def _note_done(self, response: pb.SynthesizeResponse) -> None:
+        if response.WhichOneof("event") == "done" and self._pending.pop(response.item_id, None) is not None:
+            del self._arrived[response.item_id]
+            self._room.release()
+
+    async def _pause(self, error: ClientError) -> None:
+        if not isinstance(error, ServerLost):
+            raise error
+        delay_s = self._patience.next_delay_s()
+        if delay_s is None:
+            raise ServerLost(f"the server did not come back: {error}") from error
+        if self._on_lost:
+            await self._on_lost()
+        await self._sleep(delay_s)
+
+
+def _mark(response: pb.SynthesizeResponse) -> tuple[object, ...]:
+    """What a response tells; the same again is a duplicate, and so is an image after its failure."""
+    match response.WhichOneof("event"):
+        case "image":
+            made = response.image.provenance
+            return "image", made.prompt_index, made.sample_index
+        case "failure":
+            return "image", response.failure.prompt_index, response.failure.sample_index
+        case "caption":
+            return "caption", response.caption.length
+        case "prompt":
+            return "prompt", response.prompt.prompt_index
+        case event:
+            return (event,)
+
+
+async def _iterate(items: Items) -> AsyncGenerator[pb.Item, None]:
+    """Any iterable as an asynchronous one; one that blocks does so in a thread."""
+    if isinstance(items, AsyncIterable):
+        async for item in items:
+            yield item
+        return
+    iterator, end = iter(items), object()
+    while (item_or_end := await asyncio.to_thread(next, iterator, end)) is not end:
+        assert isinstance(item_or_end, pb.Item)
+        yield item_or_end

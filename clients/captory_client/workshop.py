@@ -1,0 +1,49 @@
+"""The server that a command talks to: somebody's, or one of its own, started when it is first needed."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from contextlib import AsyncExitStack
+from typing import Self
+
+from captory_client.client import Client
+from captory_client.local_server import LocalServer
+from captory_proto.v1 import captory_pb2 as pb
+
+
+class Workshop:
+    """Use it as an asynchronous context manager; what `client` started ends with it."""
+
+    def __init__(self, address: str | None, server_options: Sequence[str] = ()) -> None:
+        self._address = address
+        self._server_options = server_options
+        self._client: Client | None = None
+        self._info: pb.ServerInfo | None = None
+
+    async def __aenter__(self) -> Self:
+        self._stack = AsyncExitStack()
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self._stack.aclose()
+
+    async def client(self) -> Client:
+        """A client of a server that serves. Raises `ServerLost` when there is none to be had."""
+        if self._client is None:
+            client = await self._stack.enter_async_context(await self._connect())
+            await client.wait_ready()
+            self._client = client
+        return self._client
+
+    async def info(self) -> pb.ServerInfo:
+        """What the server says of itself."""
+        if self._info is None:
+            client = await self.client()
+            self._info = await client.server_info()
+        return self._info
+
+    async def _connect(self) -> Client:
+        if self._address is not None:
+            return Client(self._address)
+        server = await self._stack.enter_async_context(LocalServer(self._server_options))
+        return Client(server.address, on_lost=server.revive)

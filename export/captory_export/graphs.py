@@ -1,0 +1,59 @@
+"""One way to write a torch module as an ONNX graph with named inputs, outputs and dynamic axes."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import onnxruntime
+import torch
+from torch import Tensor, nn
+
+from captory_export.repository import Port
+
+OPSET = 18
+CACHE_OUTPUTS = ["logits", "new_keys", "new_values"]
+TOKEN_AXES = {
+    "input_ids": {0: "batch", 1: "sequence"},
+    "position_ids": {0: "batch", 1: "sequence"},
+}
+PAST_AXES = {
+    "past_mask": {0: "batch", 1: "past"},
+    "past_keys": {0: "batch", 3: "past"},
+    "past_values": {0: "batch", 3: "past"},
+}
+
+
+def export_graph(
+    module: nn.Module,
+    inputs: Mapping[str, Tensor],
+    output_names: Sequence[str],
+    dynamic_axes: Mapping[str, Mapping[int, str]],
+    path: Path,
+) -> None:
+    """Trace `module` on `inputs`, in the order of its parameters, and write one file with the weights inside."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    names = sorted({name for axes in dynamic_axes.values() for name in axes.values()})
+    dims = {name: torch.export.Dim(name) for name in names}
+    shapes = {name: {axis: dims[dim] for axis, dim in dynamic_axes.get(name, {}).items()} for name in inputs}
+    program = torch.onnx.export(
+        module.eval(),
+        kwargs=dict(inputs),
+        input_names=list(inputs),
+        output_names=list(output_names),
+        dynamic_shapes=shapes,
+        opset_version=OPSET,
+        dynamo=True,
+        verbose=False,
+    )
+    assert program is not None
+    program.save(str(path), external_data=False)
+
+
+def read_ports(path: Path) -> tuple[list[Port], list[Port]]:
+    """Return the inputs and outputs of a graph whose first axis is the batch; dynamic axes are -1."""
+    session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
+    types = {"tensor(float)": "TYPE_FP32", "tensor(int64)": "TYPE_INT64"}
+    inputs, outputs = (
+        [Port(v.name, types[v.type], tuple(d if isinstance(d, int) else -1 for d in v.shape[1:])) for v in values]
+        for values in (session.get_inputs(), session.get_outputs())
+    )
+    return inputs, outputs

@@ -1,0 +1,85 @@
+"""Who may come in: an item's price, the room for it, and its deadline while it waits."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack, asynccontextmanager
+from dataclasses import replace
+
+from captory_engine.errors import Exhausted, Expired, InvalidInput
+from captory_engine.items import Item, Stage
+from captory_server.gate import Gate
+from captory_server.ports import Pipeline
+
+RETRY_AFTER_S = 1.0
+
+
+def price(item: Item) -> int:
+    """What an item costs, in pixel steps: width x height x steps x images; an item that paints nothing costs 1."""
+    asked = item.parameters
+    if asked.stop_after is not Stage.IMAGE:
+        return 1
+    return asked.width * asked.height * asked.steps * len(item.samples)
+
+
+class Admission:
+    """Holds the room that admitted items take until they are done; `num_admitted` equals `num_released` when idle."""
+
+    def __init__(self, pipeline: Pipeline, *, max_item_price: int, max_queued_price: int) -> None:
+        self._pipeline = pipeline
+        self._max_item_price = max_item_price
+        self._room = Gate(max_queued_price)
+        self.num_admitted = 0
+        self.num_released = 0
+
+    @asynccontextmanager
+    async def waiting(self, item: Item) -> AsyncIterator[Item]:
+        """Wait for room, at most until the item's deadline; the item comes back with the time that it has left."""
+        self._check(item)
+        loop = asyncio.get_running_loop()
+        arrival_s = loop.time()
+        async with AsyncExitStack() as held:
+            try:
+                async with asyncio.timeout(item.parameters.deadline_s):
+                    await held.enter_async_context(self._room.held(price(item)))
+                    await held.enter_async_context(self._pipeline.slot())
+            except TimeoutError:
+                raise Expired("DEADLINE", "the deadline passed before there was room") from None
+            async with self._counted():
+                yield _later(item, loop.time() - arrival_s)
+
+    @asynccontextmanager
+    async def at_once(self, item: Item) -> AsyncIterator[Item]:
+        """Take the item now or refuse it."""
+        self._check(item)
+        if not self._room.try_enter(price(item)):
+            raise Exhausted("NO_ROOM", "the server is full", retry_after_s=RETRY_AFTER_S)
+        try:
+            async with self._pipeline.slot(wait=False), self._counted():
+                yield item
+        finally:
+            self._room.leave(price(item))
+
+    def _check(self, item: Item) -> None:
+        if price(item) > self._max_item_price:
+            raise InvalidInput(
+                "TOO_EXPENSIVE",
+                f"width x height x steps x images is {price(item)}, more than {self._max_item_price}",
+                field="parameters",
+            )
+
+    @asynccontextmanager
+    async def _counted(self) -> AsyncIterator[None]:
+        self.num_admitted += 1
+        try:
+            yield
+        finally:
+            self.num_released += 1
+
+
+def _later(item: Item, waited_s: float) -> Item:
+    deadline_s = item.parameters.deadline_s
+    if deadline_s is None:
+        return item
+    return replace(item, parameters=replace(item.parameters, deadline_s=max(0.0, deadline_s - waited_s)))

@@ -1,0 +1,76 @@
+"""How a server is set up: defaults < file < environment (`CAPTORY_…`) < flags; checked once, printed once."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any, ClassVar, Literal
+
+from pydantic import AfterValidator, Field, ValidationError
+from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict, YamlConfigSettingsSource
+
+from captory_engine.info import Limits
+from captory_engine.repository import default_repository
+from captory_server.address import check_address
+
+LogLevel = Literal["debug", "info", "warning", "error"]
+Count = Annotated[int, Field(ge=1)]
+
+
+class Settings(BaseSettings):
+    """A server's settings. Of the limits, `CAPTORY_LIMITS__MAX_ITEMS` and its like set one."""
+
+    model_config: ClassVar[SettingsConfigDict] = SettingsConfigDict(
+        env_prefix="CAPTORY_", env_nested_delimiter="__", frozen=True, extra="forbid"
+    )
+
+    address: Annotated[str, AfterValidator(check_address)] = "127.0.0.1:50061"
+    repository: Path = Field(default_factory=default_repository)
+    family: str = ""
+    backend: str = "onnx"
+    threads: Annotated[int, Field(ge=0)] = 0
+    limits: Limits = Limits()
+    max_stream_images: Count = 128
+    max_calls: Count = 256
+    max_item_price: Count = 1 << 34
+    max_queued_price: Count = 1 << 38
+    max_message_bytes: Annotated[int, Field(ge=1 << 16, le=1 << 30)] = 64 << 20
+    handshake_timeout_s: Annotated[float, Field(gt=0)] = 10.0
+    max_idle_s: Annotated[float, Field(gt=0)] = 3600.0
+    grace_s: Annotated[float, Field(ge=0)] = 30.0
+    log_level: LogLevel = "info"
+    log_file: Path | None = None
+
+    @classmethod
+    def settings_customise_sources(
+        cls,
+        settings_cls: type[BaseSettings],
+        init_settings: PydanticBaseSettingsSource,
+        env_settings: PydanticBaseSettingsSource,
+        dotenv_settings: PydanticBaseSettingsSource,
+        file_secret_settings: PydanticBaseSettingsSource,
+    ) -> tuple[PydanticBaseSettingsSource, ...]:
+        """Flags first, then the environment, then the file that `load` names."""
+        return init_settings, env_settings, YamlConfigSettingsSource(settings_cls)
+
+
+def load(file: Path | None = None, **flags: Any) -> Settings:
+    """Settle the settings; a flag that is None was not given.
+
+    Raises pydantic's `ValidationError` for a value out of its range, and `OSError` for a file that cannot be read.
+    """
+    given = {name: value for name, value in flags.items() if value is not None}
+    if file is None:
+        return Settings(**given)
+    file.open().close()  # a missing file would be passed over in silence
+
+    class FromFile(Settings):
+        model_config: ClassVar[SettingsConfigDict] = SettingsConfigDict(yaml_file=file)
+
+    return FromFile(**given)
+
+
+def explain(error: ValidationError | OSError) -> list[str]:
+    """A line for each setting that is wrong."""
+    if isinstance(error, OSError):
+        return [f"{error.filename}: {error.strerror}"]
+    return [f"{'.'.join(map(str, one['loc']))}: {one['msg']}" for one in error.errors()]

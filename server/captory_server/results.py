@@ -1,0 +1,160 @@
+"""The engine's events and facts to messages."""
+
+from __future__ import annotations
+
+from google.rpc import status_pb2
+
+from captory_engine import items
+from captory_engine.errors import BadOutput, CaptoryError
+from captory_engine.info import FamilyInfo
+from captory_engine.items import Done, Event, Failed, Painted, Prompted
+from captory_proto.v1 import captory_pb2 as pb
+from captory_server.names import DETERMINISMS, IMAGE_FORMATS, MODES
+from captory_server.status import status_of
+
+
+def write_event(item_id: str, event: Event) -> pb.SynthesizeResponse:
+    """One event of one item."""
+    response = pb.SynthesizeResponse(item_id=item_id)
+    match event:
+        case items.Captioned():
+            response.caption.CopyFrom(write_caption(event))
+        case Prompted():
+            response.prompt.CopyFrom(write_prompt(event))
+        case Painted():
+            response.image.CopyFrom(write_image(event))
+        case Failed():
+            response.failure.CopyFrom(_write_failure(event))
+        case Done():
+            response.done.CopyFrom(_write_done(event))
+    return response
+
+
+def write_refusal(item_id: str, status: status_pb2.Status) -> pb.SynthesizeResponse:
+    """The end of an item that failed as a whole."""
+    return pb.SynthesizeResponse(item_id=item_id, done=pb.ItemDone(status=status))
+
+
+def write_caption(event: items.Captioned) -> pb.CaptionResult:
+    """A caption."""
+    return pb.CaptionResult(text=event.text, length=event.length, token_count=event.token_count)
+
+
+def write_prompt(event: Prompted) -> pb.PromptResult:
+    """A prompt."""
+    return pb.PromptResult(
+        text=event.text, prompt_index=event.prompt_index, token_count=event.token_count, writer=event.writer
+    )
+
+
+def write_image(event: Painted) -> pb.ImageResult:
+    """An image with where it came from."""
+    return pb.ImageResult(
+        data=event.data,
+        format=IMAGE_FORMATS.write(event.provenance.parameters.format),
+        provenance=_write_provenance(event.provenance),
+    )
+
+
+class Dropped(CaptoryError):  # noqa: N818
+    """The family's policy wants no image of this prompt; nothing is wrong."""
+
+    grpc_status = "FAILED_PRECONDITION"
+
+
+def failure(event: Failed) -> CaptoryError:
+    """Why an image will not come."""
+    return (Dropped if event.dropped else BadOutput)(event.reason, event.message)
+
+
+def write_info(info: FamilyInfo, *, version: str, max_message_bytes: int) -> pb.ServerInfo:
+    """What this server runs, its defaults and its limits."""
+    return pb.ServerInfo(
+        version=version,
+        family=info.name,
+        models=[pb.ModelInfo(name=name, sha256=m.sha256, backend=m.backend) for name, m in info.models.items()],
+        defaults=_write_defaults(info.defaults),
+        sizes=[pb.Size(width=width, height=height) for width, height in info.sizes],
+        samplers=info.samplers,
+        modes=[MODES.write(mode) for mode in info.modes],
+        limits=_write_limits(info, max_message_bytes),
+        backend=info.backend,
+        in_world_only=info.in_world_only,
+    )
+
+
+def _write_limits(info: FamilyInfo, max_message_bytes: int) -> pb.Limits:
+    limits = info.limits
+    return pb.Limits(
+        max_images=limits.max_images,
+        max_steps=limits.max_steps,
+        max_image_bytes=limits.max_image_bytes,
+        max_image_pixels=limits.max_image_pixels,
+        max_text_bytes=limits.max_text_bytes,
+        max_message_bytes=max_message_bytes,
+        max_items=limits.max_items,
+        max_guidance_scale=limits.max_guidance_scale,
+    )
+
+
+def _write_defaults(defaults: items.Parameters) -> pb.Parameters:
+    return pb.Parameters(
+        n=1,
+        steps=defaults.steps,
+        guidance_scale=defaults.guidance_scale,
+        guidance_interval=_write_interval(defaults.guidance_interval),
+        sampler=defaults.sampler,
+        width=defaults.width,
+        height=defaults.height,
+        determinism=DETERMINISMS.write(defaults.determinism),
+        format=IMAGE_FORMATS.write(defaults.format),
+    )
+
+
+def _write_provenance(made: items.Provenance) -> pb.Provenance:
+    asked = made.parameters
+    return pb.Provenance(
+        caption=made.caption,
+        prompt=made.prompt,
+        negative_prompt=asked.negative_prompt,
+        class_name=made.class_name,
+        mode=MODES.write(made.mode),
+        prompt_index=made.sample.prompt_index,
+        sample_index=made.sample.sample_index,
+        seed=made.sample.seed,
+        steps=asked.steps,
+        guidance_scale=asked.guidance_scale,
+        guidance_interval=_write_interval(asked.guidance_interval),
+        sampler=asked.sampler,
+        width=asked.width,
+        height=asked.height,
+        determinism=DETERMINISMS.write(asked.determinism),
+        family=made.family,
+        models=made.models,
+        token_count=made.token_count,
+        token_policy=made.token_policy,
+        pixel_sha256=made.pixel_sha256,
+        backend=made.backend,
+    )
+
+
+def _write_interval(interval: items.GuidanceInterval) -> pb.GuidanceInterval:
+    return pb.GuidanceInterval(start=interval.start, stop=interval.stop)
+
+
+def _write_failure(event: Failed) -> pb.ImageFailure:
+    return pb.ImageFailure(
+        prompt_index=event.sample.prompt_index,
+        sample_index=event.sample.sample_index,
+        status=status_of(failure(event)),
+        dropped=event.dropped,
+    )
+
+
+def _write_done(event: Done) -> pb.ItemDone:
+    return pb.ItemDone(
+        status=status_pb2.Status(),
+        num_images=event.num_images,
+        num_failed=event.num_failed,
+        stage_seconds=event.stage_seconds,
+    )

@@ -1,0 +1,120 @@
+"""Room in units, first come first served; and admission, which gives back what it takes."""
+
+from __future__ import annotations
+
+import asyncio
+from dataclasses import replace
+
+import pytest
+from fakes import DEFAULTS, LIMITS, FakePipeline, family_info
+
+from captory_engine.errors import Exhausted, Expired, InvalidInput
+from captory_engine.items import Item, Sample, Stage
+from captory_server.admission import Admission, price
+from captory_server.gate import Gate
+
+ITEM = Item("a", DEFAULTS, (Sample(0, 0, 1), Sample(0, 1, 2)), prompt="x")
+
+
+async def settle() -> None:
+    """Let every task come to where it waits."""
+    for _ in range(10):
+        await asyncio.sleep(0)
+
+
+async def test_who_came_first_goes_first_even_if_the_next_would_fit() -> None:
+    gate, order = Gate(4), []
+
+    async def come(units: int) -> None:
+        await gate.enter(units)
+        order.append(units)
+
+    assert gate.try_enter(3)
+    large, small = asyncio.create_task(come(2)), asyncio.create_task(come(1))
+    await settle()
+    assert order == []
+    assert not gate.try_enter(1)
+    gate.leave(3)
+    await asyncio.gather(large, small)
+    assert order == [2, 1]
+
+
+async def test_what_is_larger_than_the_room_goes_in_alone() -> None:
+    gate = Gate(2)
+    await gate.enter(5)
+    assert not gate.try_enter(1)
+    gate.leave(5)
+    assert gate.used == 0
+
+
+async def test_a_cancelled_wait_takes_nothing_and_holds_nobody_up() -> None:
+    gate = Gate(2)
+    await gate.enter(2)
+    large, small = asyncio.create_task(gate.enter(3)), asyncio.create_task(gate.enter(1))
+    await settle()
+    large.cancel()
+    await settle()
+    gate.leave(1)
+    await small
+    assert (gate.used, gate.num_waiting) == (2, 0)
+
+
+async def test_let_in_and_cancelled_in_the_same_breath_gives_back() -> None:
+    gate = Gate(1)
+    await gate.enter(1)
+    waiting = asyncio.create_task(gate.enter(1))
+    await settle()
+    gate.leave(1)
+    waiting.cancel()
+    await settle()
+    assert gate.used == 0
+
+
+def admission(pipeline: FakePipeline, **limits: int) -> Admission:
+    return Admission(pipeline, **{"max_item_price": 1 << 20, "max_queued_price": 1 << 20, **limits})
+
+
+def test_the_price_is_pixels_times_steps_times_images() -> None:
+    assert price(ITEM) == 16 * 16 * 4 * 2
+    assert price(replace(ITEM, parameters=replace(DEFAULTS, stop_after=Stage.CAPTION))) == 1
+
+
+async def test_an_item_above_the_price_is_refused_for_good() -> None:
+    with pytest.raises(InvalidInput, match="2048"):
+        async with admission(FakePipeline(), max_item_price=2047).waiting(ITEM):
+            pass
+
+
+async def test_what_does_not_wait_is_refused_with_a_hint() -> None:
+    office = admission(FakePipeline(), max_queued_price=price(ITEM))
+    async with office.at_once(ITEM):
+        with pytest.raises(Exhausted) as refused:
+            async with office.at_once(ITEM):
+                pass
+    assert refused.value.retry_after_s > 0
+    assert office.num_admitted == office.num_released == 1
+
+
+async def test_a_full_pipeline_gives_the_price_back() -> None:
+    pipeline = FakePipeline(family_info(limits=replace(LIMITS, max_items=1)))
+    office = admission(pipeline)
+    async with pipeline.slot():
+        with pytest.raises(Exhausted):
+            async with office.at_once(ITEM):
+                pass
+    async with office.at_once(ITEM):
+        pass
+
+
+async def test_the_deadline_counts_while_an_item_waits() -> None:
+    pipeline = FakePipeline(family_info(limits=replace(LIMITS, max_items=1)))
+    office = admission(pipeline)
+    hurried = replace(ITEM, parameters=replace(DEFAULTS, deadline_s=0.001))
+    async with pipeline.slot():
+        with pytest.raises(Expired):
+            async with office.waiting(hurried):
+                pass
+    assert office.num_admitted == 0
+    async with office.waiting(replace(ITEM, parameters=replace(DEFAULTS, deadline_s=60.0))) as ready:
+        assert ready.parameters.deadline_s is not None
+        assert ready.parameters.deadline_s <= 60.0
