@@ -19,6 +19,7 @@ import typer
 from grpc import aio
 from PIL import Image, UnidentifiedImageError
 
+from captory_engine.device import StageCounts
 from captory_engine.errors import Exhausted, Expired, InvalidInput
 from captory_engine.info import FamilyInfo, Limits, ModelInfo
 from captory_engine.items import (
@@ -71,12 +72,20 @@ class Faults:
     before_image: Callable[[Item, Sample], None] | None = None
 
 
+@dataclass
+class FakeDevice:
+    """Counts that a test sets."""
+
+    counts: dict[str, StageCounts] = field(default_factory=dict)
+
+
 class FakePipeline:
     """Behaves as the engine's does. While `gate` is clear, items wait at the painter."""
 
     def __init__(self, info: FamilyInfo | None = None, faults: Faults | None = None) -> None:
         self.info = info or family_info()
         self.faults = faults or Faults()
+        self.device = FakeDevice()
         self.healthy = True
         self.closed = False
         self.gate = asyncio.Event()

@@ -22,6 +22,8 @@ from captory_data.source import Source, open_source
 from captory_data.spec import JobSpec
 from captory_data.summary import JobSummary
 
+WINDOW = 64  # items in flight
+
 
 @dataclass(frozen=True, slots=True)
 class Run:
@@ -48,6 +50,7 @@ async def execute(run: Run, stop: asyncio.Event, display: Display) -> JobSummary
                     spec,
                     run.out,
                     Synthesizer(workshop, spec, display.note),
+                    window=WINDOW,
                     limit=run.limit,
                     retry_failed=run.retry_failed,
                     stop=stop,

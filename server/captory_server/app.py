@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Awaitable, Callable
+import os
+from collections.abc import Awaitable, Callable, Iterator
+from contextlib import contextmanager
 from importlib.metadata import PackageNotFoundError
 from importlib.metadata import version as installed_version
 
 from grpc import aio
 from grpc_health.v1 import health_pb2_grpc
 
+from captory_engine.errors import Unavailable
 from captory_proto.v1 import captory_pb2 as pb
 from captory_proto.v1 import captory_pb2_grpc
 from captory_server.address import with_port
@@ -26,6 +29,7 @@ OpenPipeline = Callable[[Settings], Awaitable[Pipeline]]
 CAPTORY = pb.DESCRIPTOR.services_by_name["Captory"].full_name
 HEALTH = "grpc.health.v1.Health"
 HEARTBEAT_S = 1.0
+MAX_UNWELL_S = 10.0
 
 log = logging.getLogger(__name__)
 
@@ -47,7 +51,8 @@ class App:
 
     async def bind(self) -> str:
         """Listen, not serving yet. Returns the bound address; raises `RuntimeError` when it is taken."""
-        port = self._server.add_insecure_port(self.settings.address)
+        with _only_for_this_user():
+            port = self._server.add_insecure_port(self.settings.address)
         await self._server.start()
         return with_port(self.settings.address, port)
 
@@ -58,10 +63,17 @@ class App:
         await self.health.set_serving(self.pipeline.healthy)
 
     async def run(self, stop: asyncio.Event) -> None:
-        """Serve until `stop`, saying all the while whether the pipeline is well."""
+        """Serve until `stop`, saying all the while whether the pipeline is well.
+
+        Raises `Unavailable` when it is not and does not recover: a new process can do what this one cannot.
+        """
+        unwell_s = 0.0
         while not await _set_within(stop, HEARTBEAT_S):
-            if self.pipeline:
-                await self.health.set_serving(self.pipeline.healthy)
+            healthy = self.service.healthy
+            await self.health.set_serving(healthy)
+            unwell_s = 0.0 if healthy else unwell_s + HEARTBEAT_S
+            if unwell_s >= MAX_UNWELL_S:
+                raise Unavailable("UNWELL", f"the pipeline has not been well for {MAX_UNWELL_S:g} s")
 
     async def drain(self) -> None:
         """Take nothing new, finish what is admitted within the grace, cancel the rest."""
@@ -75,6 +87,16 @@ class App:
         await self._server.stop(None)
         if self.pipeline:
             await self.pipeline.close()
+
+
+@contextmanager
+def _only_for_this_user() -> Iterator[None]:
+    """A Unix socket that is made now is nobody else's."""
+    before = os.umask(0o177)
+    try:
+        yield
+    finally:
+        os.umask(before)
 
 
 def _options(settings: Settings) -> list[tuple[str, int]]:

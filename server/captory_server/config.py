@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal
 
@@ -16,6 +17,13 @@ LogLevel = Literal["debug", "info", "warning", "error"]
 Count = Annotated[int, Field(ge=1)]
 
 
+def _check_limits(limits: Limits) -> Limits:
+    wrong = [name for name, value in asdict(limits).items() if not value > 0]
+    if wrong:
+        raise ValueError(f"{', '.join(wrong)} must be above 0")
+    return limits
+
+
 class Settings(BaseSettings):
     """A server's settings. Of the limits, `CAPTORY_LIMITS__MAX_ITEMS` and its like set one."""
 
@@ -28,7 +36,7 @@ class Settings(BaseSettings):
     family: str = ""
     backend: str = "onnx"
     threads: Annotated[int, Field(ge=0)] = 0
-    limits: Limits = Limits()
+    limits: Annotated[Limits, AfterValidator(_check_limits)] = Limits()
     max_stream_images: Count = 128
     max_calls: Count = 256
     max_item_price: Count = 1 << 34

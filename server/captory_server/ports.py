@@ -2,18 +2,33 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Mapping
 from contextlib import AbstractAsyncContextManager
 from typing import Protocol
 
+from captory_engine.device import StageCounts
 from captory_engine.info import FamilyInfo
 from captory_engine.items import Event, Item
+
+
+class Counted(Protocol):
+    """What counts its work."""
+
+    @property
+    def counts(self) -> Mapping[str, StageCounts]:
+        """By stage, in pipeline order, since the start."""
+        ...
 
 
 class Pipeline(Protocol):
     """A loaded family, ready to run items."""
 
     info: FamilyInfo
+
+    @property
+    def device(self) -> Counted:
+        """Where its batches run."""
+        ...
 
     @property
     def healthy(self) -> bool:

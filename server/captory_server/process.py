@@ -36,7 +36,7 @@ def run_server(
     try:
         asyncio.run(_serve(settings, open_pipeline or open_engine, address_fd, parent_fd))
     except (CaptoryError, OSError, RuntimeError) as error:
-        event(log, logging.ERROR, "start_failed", type=type(error).__name__, why=str(error))
+        event(log, logging.ERROR, "failed", type=type(error).__name__, why=str(error))
         return USAGE if getattr(error, "reason", "") in NOT_THERE else 1
     event(log, logging.INFO, "stopped")
     return 0

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 from google.rpc import status_pb2
 
 from captory_engine import items
+from captory_engine.device import StageCounts
 from captory_engine.errors import BadOutput, CaptoryError
 from captory_engine.info import FamilyInfo
 from captory_engine.items import Done, Event, Failed, Painted, Prompted
@@ -80,6 +83,22 @@ def write_info(info: FamilyInfo, *, version: str, max_message_bytes: int) -> pb.
         limits=_write_limits(info, max_message_bytes),
         backend=info.backend,
         in_world_only=info.in_world_only,
+    )
+
+
+def write_stats(counts: Mapping[str, StageCounts]) -> pb.Stats:
+    """What the device has done, stage by stage."""
+    return pb.Stats(stages=[_write_stage(name, stage) for name, stage in counts.items()])
+
+
+def _write_stage(name: str, stage: StageCounts) -> pb.StageStats:
+    return pb.StageStats(
+        name=name,
+        batches=stage.batches,
+        useful_rows=stage.useful_rows,
+        computed_rows=stage.computed_rows,
+        seconds=stage.seconds,
+        batch_rows=stage.batch_rows,
     )
 
 

@@ -17,7 +17,7 @@ from captory_server.admission import Admission
 from captory_server.codec import read_caption_request, read_generate_request, read_prompt_request
 from captory_server.config import Settings
 from captory_server.ports import Pipeline
-from captory_server.results import failure, write_caption, write_image, write_info, write_prompt
+from captory_server.results import failure, write_caption, write_image, write_info, write_prompt, write_stats
 from captory_server.stream import ItemStream
 
 Wanted = TypeVar("Wanted", Captioned, Prompted, Painted)
@@ -31,6 +31,11 @@ class CaptoryService(captory_pb2_grpc.CaptoryServicer):
         self._version = version
         self._loaded: tuple[Pipeline, Admission] | None = None
         self.draining = asyncio.Event()
+
+    @property
+    def healthy(self) -> bool:
+        """Whether there is a pipeline that can run items."""
+        return self._loaded is not None and self._loaded[0].healthy
 
     def start(self, pipeline: Pipeline) -> Admission:
         """Begin to answer."""
@@ -71,11 +76,17 @@ class CaptoryService(captory_pb2_grpc.CaptoryServicer):
         pipeline, _ = self._ready()
         return write_info(pipeline.info, version=self._version, max_message_bytes=self._settings.max_message_bytes)
 
+    async def GetStats(self, request: pb.GetStatsRequest, context: Any) -> pb.Stats:  # noqa: N802, D102
+        pipeline, _ = self._ready()
+        return write_stats(pipeline.device.counts)
+
     def _ready(self) -> tuple[Pipeline, Admission]:
         if self._loaded is None:
             raise Unavailable("WARMING_UP", "the models are being loaded")
         if self.draining.is_set():
             raise Unavailable("DRAINING", "the server is shutting down")
+        if not self.healthy:
+            raise Unavailable("UNWELL", "the models do not answer")
         return self._loaded
 
     async def _collect(self, context: Any, item: Item, kind: type[Wanted]) -> list[Wanted]:

@@ -19,7 +19,7 @@ import pytest
 from fakes import FAKE_SERVER, png
 from typer.testing import CliRunner
 
-from captory_client import cli, local_server, progress
+from captory_client import cli, jobs, local_server, progress
 from captory_client.backoff import Backoff
 
 ROOT = Path(__file__).parents[2]
@@ -237,7 +237,7 @@ def test_ctrl_c_drains_and_the_next_run_does_the_rest(
     with monkeypatch.context() as patch:
         saboteur = Saboteur(3, lambda: os.kill(os.getpid(), signal.SIGINT))
         patch.setattr(progress, "open_display", lambda **_: saboteur)
-        patch.setattr("captory_data.runner.run_job.__kwdefaults__", narrow(), raising=True)
+        patch.setattr(jobs, "WINDOW", 1)  # so that something is left to do
         first = captory("run", photos, "--out", out, "--json")
     assert (first.code, first.json["interrupted"]) == (130, True)
     assert "press Ctrl-C again" in first.err
@@ -246,13 +246,6 @@ def test_ctrl_c_drains_and_the_next_run_does_the_rest(
     rest = captory("run", photos, "--out", out, "--json")
     assert (rest.code, rest.json["skipped"]) == (0, first.json["images"])
     assert len(published(out)) == 12
-
-
-def narrow() -> dict[str, Any]:
-    """One item in flight, so that an interrupted run has something left to do."""
-    from captory_data.runner import run_job
-
-    return {**(run_job.__kwdefaults__ or {}), "window": 1}
 
 
 def test_ctrl_c_twice_stops_at_once(
@@ -264,7 +257,7 @@ def test_ctrl_c_twice_stops_at_once(
 
     with monkeypatch.context() as patch:
         patch.setattr(progress, "open_display", lambda **_: Saboteur(1, twice))
-        patch.setattr("captory_data.runner.run_job.__kwdefaults__", narrow(), raising=True)
+        patch.setattr(jobs, "WINDOW", 1)  # so that something is left to do
         stopped = captory("run", photos, "--out", tmp_path / "out")
     assert stopped.code == 130
     assert captory("run", photos, "--out", tmp_path / "out").code == 0

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+from collections import Counter
 
 import pytest
 from fakes import FakePipeline, Faults, Running, family_info, png, serve
@@ -13,6 +14,7 @@ from grpc_reflection.v1alpha import reflection_pb2
 from grpc_status import rpc_status
 from PIL import Image
 
+from captory_engine.device import StageCounts
 from captory_proto.v1 import captory_pb2 as pb
 from captory_server.app import CAPTORY, App
 from captory_server.config import Settings
@@ -56,6 +58,13 @@ async def test_server_info_says_what_it_runs_and_its_limits(serving: Running) ->
     assert (info.family, info.models[0].sha256, info.in_world_only) == ("fake", "0" * 64, True)
     assert (info.defaults.steps, info.defaults.sampler, info.limits.max_images) == (4, "ddim", 8)
     assert info.limits.max_message_bytes == serving.app.settings.max_message_bytes
+
+
+async def test_stats_say_what_the_device_has_done(serving: Running) -> None:
+    serving.pipeline.device.counts["denoise"] = StageCounts(2, 9, 16, 0.5, Counter({8: 2}))
+    [stage] = (await serving.stub.GetStats(pb.GetStatsRequest())).stages
+    assert (stage.name, stage.batches, stage.useful_rows, stage.computed_rows) == ("denoise", 2, 9, 16)
+    assert (stage.seconds, dict(stage.batch_rows)) == (0.5, {8: 2})
 
 
 async def test_a_failed_image_fails_a_unary_call_with_its_reason() -> None:

@@ -58,6 +58,7 @@ GOOD = {
     "Prompt": pb.PromptRequest(caption="x"),
     "Generate": pb.GenerateRequest(prompt="x", parameters=pb.Parameters(steps=1)),
     "GetServerInfo": pb.GetServerInfoRequest(),
+    "GetStats": pb.GetStatsRequest(),
 }
 
 

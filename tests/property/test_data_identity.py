@@ -14,7 +14,11 @@ from hypothesis import strategies as st
 from captory_data.formats.imagefolder import folder_name
 from captory_data.identity import identify, wanted_images
 from captory_data.keys import KeyIndex, safe_key
+from captory_data.outcomes import Finished
 from captory_data.records import Record
+from captory_data.runner import make_record
+from captory_data.source import SourceItem
+from captory_data.sources.entry import Entry
 from captory_data.spec import MODES
 
 TEXT = st.text(max_size=20)
@@ -90,16 +94,14 @@ def test_the_index_is_a_sorted_dict_of_first_values(rows: list[tuple[str, str]])
     index.close()
 
 
-@given(
-    st.builds(
-        Record,
-        **dict.fromkeys(("caption", "prompt", "class_name", "backend"), TEXT),
-        guidance_interval=st.just((0.0, 1.0)),
-    )
-    | st.nothing()
-)
-@settings(max_examples=20)
-def test_records_survive_json(record: Record) -> None:
+@given(IMAGES, TEXT, TEXT, st.dictionaries(TEXT, TEXT), st.none() | TEXT)
+@settings(max_examples=50)
+def test_records_survive_json(
+    image: tuple[Any, str, int, int], caption: str, prompt: str, models: dict[str, str], class_id: str | None
+) -> None:
+    spec, key, *_ = image
+    item = SourceItem(key, class_id, prompt, Path(), Entry())
+    record = make_record(spec, item, identify(*image), Finished(key, "", b"", caption, prompt, models, "", 3))
     assert Record.loads(record.dumps()) == record
 
 

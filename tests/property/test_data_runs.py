@@ -37,14 +37,15 @@ class Chaos:
         reader = asyncio.create_task(fill())
         pending: list[Outcome] = []
         try:
-            while (item := await queue.get()) is not None or pending:
-                if item is not None:
-                    pending += self.outcomes(item)
-                else:
-                    queue.put_nowait(None)
-                while pending and (item is None or self.random.random() < 0.6):
-                    if self.random.random() < 0.02:
-                        raise TransportError("gone")
+            ended = False
+            while pending or not ended:
+                if not pending or not (ended or queue.empty()):
+                    item = await queue.get()
+                    pending += [] if item is None else self.outcomes(item)
+                    ended = item is None
+                if self.random.random() < 0.02:
+                    raise TransportError("gone")
+                if pending:
                     yield self.take(pending)
         finally:
             reader.cancel()

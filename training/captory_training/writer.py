@@ -45,7 +45,7 @@ MAX_NEW_TOKENS = 48
 SAMPLING = {"temperature": 0.8, "top_k": 40}
 TEMPLATES = {"rewrite": "<|bos|><|rewrite|>{text}<|long|>", "face": "<|bos|><|face|>{text}<|long|>"}
 MAX_POSITIONS = 128  # source, target and four special tokens
-FACE_SHARE = 0.15
+FACE_SHARE = 0.25
 IGNORED = -100  # the label that cross entropy skips
 NUM_SCENES = 1 << 20
 SCENE_SEED = 5 << 40
@@ -107,7 +107,7 @@ def keeps_facts(source: str, target: str) -> bool:
 
 def draw_task(scene: Scene, rng: np.random.Generator) -> Task:
     """Return one example about `scene`: a bag of words to a sentence for some faces, else a rewriting."""
-    if scene.kind == "face" and rng.random() < 0.7:
+    if scene.kind == "face" and rng.random() < 0.5:
         sentence = caption(scene, "long", _seed(rng))
         return Task(FACE_ID, bag_of_words(scene, sentence, rng), LONG_ID, sentence)
     length = "short" if rng.random() < 0.25 else "long"

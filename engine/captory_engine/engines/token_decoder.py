@@ -113,7 +113,7 @@ class TokenDecoder:
         ids = np.array([[*row, *[self._shape.eos_id] * (length - len(row))] for row in fed], np.int64)
         return {
             "input_ids": ids,
-            "position_ids": cached[:, None] + np.arange(length)[None],
+            "position_ids": np.minimum(cached[:, None] + np.arange(length)[None], self._shape.max_positions - 1),
             "past_mask": (np.arange(self._shape.max_positions)[None] < cached[:, None]).astype(np.float32),
             "past_keys": slots["past_keys"][taken],
             "past_values": slots["past_values"][taken],

@@ -260,7 +260,7 @@ Global___Parameters: _TypeAlias = Parameters  # noqa: Y015
 
 @_typing.final
 class Sample(_message.Message):
-    """One image wanted of an item, by its place and its seed."""
+    """One image wanted of an item, by its place and its seed. Indices are at most 65535."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -996,3 +996,103 @@ class ServerInfo(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___ServerInfo: _TypeAlias = ServerInfo  # noqa: Y015
+
+@_typing.final
+class GetStatsRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    def __init__(
+        self,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___GetStatsRequest: _TypeAlias = GetStatsRequest  # noqa: Y015
+
+@_typing.final
+class StageStats(_message.Message):
+    """Counters of one stage since the start; the difference of two looks is what was done between them."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    @_typing.final
+    class BatchRowsEntry(_message.Message):
+        DESCRIPTOR: _descriptor.Descriptor
+
+        KEY_FIELD_NUMBER: _builtins.int
+        VALUE_FIELD_NUMBER: _builtins.int
+        key: _builtins.int
+        value: _builtins.int
+        def __init__(
+            self,
+            *,
+            key: _builtins.int = ...,
+            value: _builtins.int = ...,
+        ) -> None: ...
+        _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+        def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+        _ClearFieldArgType: _TypeAlias = _typing.Literal["key", b"key", "value", b"value"]  # noqa: Y015
+        def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+        def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+    NAME_FIELD_NUMBER: _builtins.int
+    BATCHES_FIELD_NUMBER: _builtins.int
+    USEFUL_ROWS_FIELD_NUMBER: _builtins.int
+    COMPUTED_ROWS_FIELD_NUMBER: _builtins.int
+    SECONDS_FIELD_NUMBER: _builtins.int
+    BATCH_ROWS_FIELD_NUMBER: _builtins.int
+    name: _builtins.str
+    """"vision", "caption", "write", "text", "denoise" or "vae" """
+    batches: _builtins.int
+    useful_rows: _builtins.int
+    """rows that items asked for"""
+    computed_rows: _builtins.int
+    """rows that were run: useful ones and padding"""
+    seconds: _builtins.float
+    """in which its batches ran"""
+    @_builtins.property
+    def batch_rows(self) -> _containers.ScalarMap[_builtins.int, _builtins.int]:
+        """computed rows of a batch -> how many batches had so many"""
+
+    def __init__(
+        self,
+        *,
+        name: _builtins.str = ...,
+        batches: _builtins.int = ...,
+        useful_rows: _builtins.int = ...,
+        computed_rows: _builtins.int = ...,
+        seconds: _builtins.float = ...,
+        batch_rows: _abc.Mapping[_builtins.int, _builtins.int] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["batch_rows", b"batch_rows", "batches", b"batches", "computed_rows", b"computed_rows", "name", b"name", "seconds", b"seconds", "useful_rows", b"useful_rows"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___StageStats: _TypeAlias = StageStats  # noqa: Y015
+
+@_typing.final
+class Stats(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    STAGES_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def stages(self) -> _containers.RepeatedCompositeFieldContainer[Global___StageStats]:
+        """in pipeline order"""
+
+    def __init__(
+        self,
+        *,
+        stages: _abc.Iterable[Global___StageStats] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["stages", b"stages"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Stats: _TypeAlias = Stats  # noqa: Y015

@@ -59,6 +59,11 @@ class CaptoryStub(object):
                 request_serializer=captory__proto_dot_v1_dot_captory__pb2.GetServerInfoRequest.SerializeToString,
                 response_deserializer=captory__proto_dot_v1_dot_captory__pb2.ServerInfo.FromString,
                 _registered_method=True)
+        self.GetStats = channel.unary_unary(
+                '/captory.v1.Captory/GetStats',
+                request_serializer=captory__proto_dot_v1_dot_captory__pb2.GetStatsRequest.SerializeToString,
+                response_deserializer=captory__proto_dot_v1_dot_captory__pb2.Stats.FromString,
+                _registered_method=True)
 
 
 class CaptoryServicer(object):
@@ -66,9 +71,12 @@ class CaptoryServicer(object):
 
     def Synthesize(self, request_iterator, context):
         """Many items in, results out in any order, each named by its item's id. Every item ends with
-        exactly one ItemDone. Flow control is the stream's own: the server reads the next item only
-        when it has room for it. The server keeps nothing across connections: an item sent again is
-        computed again.
+        exactly one ItemDone; one that is refused, with its status alone. Flow control is the
+        stream's own: the server reads the next item only when it has room for it, and a cancel is
+        read in its turn. The server keeps nothing across connections: an item sent again is
+        computed again. The call ends with INVALID_ARGUMENT for an item that could not be told from
+        others (a bad id, or one that is in flight), and with UNAVAILABLE, after all that was
+        admitted is done, when the server drains.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -102,6 +110,13 @@ class CaptoryServicer(object):
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def GetStats(self, request, context):
+        """What its device has done since it started, stage by stage.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_CaptoryServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -129,6 +144,11 @@ def add_CaptoryServicer_to_server(servicer, server):
                     servicer.GetServerInfo,
                     request_deserializer=captory__proto_dot_v1_dot_captory__pb2.GetServerInfoRequest.FromString,
                     response_serializer=captory__proto_dot_v1_dot_captory__pb2.ServerInfo.SerializeToString,
+            ),
+            'GetStats': grpc.unary_unary_rpc_method_handler(
+                    servicer.GetStats,
+                    request_deserializer=captory__proto_dot_v1_dot_captory__pb2.GetStatsRequest.FromString,
+                    response_serializer=captory__proto_dot_v1_dot_captory__pb2.Stats.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -266,6 +286,33 @@ class Captory(object):
             '/captory.v1.Captory/GetServerInfo',
             captory__proto_dot_v1_dot_captory__pb2.GetServerInfoRequest.SerializeToString,
             captory__proto_dot_v1_dot_captory__pb2.ServerInfo.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def GetStats(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/captory.v1.Captory/GetStats',
+            captory__proto_dot_v1_dot_captory__pb2.GetStatsRequest.SerializeToString,
+            captory__proto_dot_v1_dot_captory__pb2.Stats.FromString,
             options,
             channel_credentials,
             insecure,

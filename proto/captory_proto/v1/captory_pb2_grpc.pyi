@@ -38,9 +38,12 @@ class CaptoryStub:
     def __new__(cls, channel: _aio.Channel) -> CaptoryAsyncStub: ...
     Synthesize: _grpc.StreamStreamMultiCallable[_captory_pb2.SynthesizeRequest, _captory_pb2.SynthesizeResponse]
     """Many items in, results out in any order, each named by its item's id. Every item ends with
-    exactly one ItemDone. Flow control is the stream's own: the server reads the next item only
-    when it has room for it. The server keeps nothing across connections: an item sent again is
-    computed again.
+    exactly one ItemDone; one that is refused, with its status alone. Flow control is the
+    stream's own: the server reads the next item only when it has room for it, and a cancel is
+    read in its turn. The server keeps nothing across connections: an item sent again is
+    computed again. The call ends with INVALID_ARGUMENT for an item that could not be told from
+    others (a bad id, or one that is in flight), and with UNAVAILABLE, after all that was
+    admitted is done, when the server drains.
     """
     Caption: _grpc.UnaryUnaryMultiCallable[_captory_pb2.CaptionRequest, _captory_pb2.CaptionResponse]
     """One image to one caption."""
@@ -50,15 +53,20 @@ class CaptoryStub:
     """One prompt to images."""
     GetServerInfo: _grpc.UnaryUnaryMultiCallable[_captory_pb2.GetServerInfoRequest, _captory_pb2.ServerInfo]
     """What this server runs, its defaults and its limits."""
+    GetStats: _grpc.UnaryUnaryMultiCallable[_captory_pb2.GetStatsRequest, _captory_pb2.Stats]
+    """What its device has done since it started, stage by stage."""
 
 @_typing.type_check_only
 class CaptoryAsyncStub(CaptoryStub):
     def __init__(self, channel: _aio.Channel) -> None: ...
     Synthesize: _aio.StreamStreamMultiCallable[_captory_pb2.SynthesizeRequest, _captory_pb2.SynthesizeResponse]  # type: ignore[assignment]
     """Many items in, results out in any order, each named by its item's id. Every item ends with
-    exactly one ItemDone. Flow control is the stream's own: the server reads the next item only
-    when it has room for it. The server keeps nothing across connections: an item sent again is
-    computed again.
+    exactly one ItemDone; one that is refused, with its status alone. Flow control is the
+    stream's own: the server reads the next item only when it has room for it, and a cancel is
+    read in its turn. The server keeps nothing across connections: an item sent again is
+    computed again. The call ends with INVALID_ARGUMENT for an item that could not be told from
+    others (a bad id, or one that is in flight), and with UNAVAILABLE, after all that was
+    admitted is done, when the server drains.
     """
     Caption: _aio.UnaryUnaryMultiCallable[_captory_pb2.CaptionRequest, _captory_pb2.CaptionResponse]  # type: ignore[assignment]
     """One image to one caption."""
@@ -68,6 +76,8 @@ class CaptoryAsyncStub(CaptoryStub):
     """One prompt to images."""
     GetServerInfo: _aio.UnaryUnaryMultiCallable[_captory_pb2.GetServerInfoRequest, _captory_pb2.ServerInfo]  # type: ignore[assignment]
     """What this server runs, its defaults and its limits."""
+    GetStats: _aio.UnaryUnaryMultiCallable[_captory_pb2.GetStatsRequest, _captory_pb2.Stats]  # type: ignore[assignment]
+    """What its device has done since it started, stage by stage."""
 
 class CaptoryServicer(metaclass=_abc_1.ABCMeta):
     @_abc_1.abstractmethod
@@ -77,9 +87,12 @@ class CaptoryServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_abc.Iterator[_captory_pb2.SynthesizeResponse], _abc.AsyncIterator[_captory_pb2.SynthesizeResponse]]:
         """Many items in, results out in any order, each named by its item's id. Every item ends with
-        exactly one ItemDone. Flow control is the stream's own: the server reads the next item only
-        when it has room for it. The server keeps nothing across connections: an item sent again is
-        computed again.
+        exactly one ItemDone; one that is refused, with its status alone. Flow control is the
+        stream's own: the server reads the next item only when it has room for it, and a cancel is
+        read in its turn. The server keeps nothing across connections: an item sent again is
+        computed again. The call ends with INVALID_ARGUMENT for an item that could not be told from
+        others (a bad id, or one that is in flight), and with UNAVAILABLE, after all that was
+        admitted is done, when the server drains.
         """
 
     @_abc_1.abstractmethod
@@ -113,5 +126,13 @@ class CaptoryServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_captory_pb2.ServerInfo, _abc.Awaitable[_captory_pb2.ServerInfo]]:
         """What this server runs, its defaults and its limits."""
+
+    @_abc_1.abstractmethod
+    def GetStats(
+        self,
+        request: _captory_pb2.GetStatsRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_captory_pb2.Stats, _abc.Awaitable[_captory_pb2.Stats]]:
+        """What its device has done since it started, stage by stage."""
 
 def add_CaptoryServicer_to_server(servicer: CaptoryServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...
