@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
@@ -10,7 +9,7 @@ import numpy as np
 
 from captory_bench.denoising import denoise
 from captory_bench.graphs import Array, Graphs, caption, cip_prompts, decode_latents, encode_text, to_pixel_values
-from captory_bench.outcome import Outcome
+from captory_bench.outcome import Outcome, Stopwatch
 from captory_bench.workload import Painting, Photo
 from captory_engine.device import StageCounts
 
@@ -36,10 +35,10 @@ def run(graphs: Graphs, ready: Sequence[Ready], batch_size: int, steps: int) -> 
     """Caption, prompt, encode text, denoise and decode every photograph, `batch_size` at a time."""
     outcome, counts = Outcome(), StageCounts()
     negative = encode_text(graphs, [""])
-    started = time.perf_counter()
+    watch = Stopwatch()
     for start in range(0, len(ready), batch_size):
         _run_batch(graphs, ready[start : start + batch_size], steps, negative, outcome, counts)
-    return replace(outcome, seconds=time.perf_counter() - started, denoiser=counts)
+    return replace(outcome, times=watch.read(), denoiser=counts)
 
 
 def _run_batch(
@@ -60,5 +59,5 @@ def best_batch(graphs: Graphs, ready: Sequence[Ready]) -> int:
     seconds = dict.fromkeys(sizes, float("inf"))
     for _ in range(TRIALS):
         for size in sizes:
-            seconds[size] = min(seconds[size], run(graphs, trial, size, TRIAL_STEPS).seconds)
+            seconds[size] = min(seconds[size], run(graphs, trial, size, TRIAL_STEPS).times.wall_s)
     return min(sizes, key=lambda size: seconds[size])

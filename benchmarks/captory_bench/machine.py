@@ -14,7 +14,7 @@ PACKAGES = ("captory", "onnxruntime", "numpy", "grpcio", "protobuf", "pillow")
 
 
 def describe_machine(num_threads: int) -> dict[str, Any]:
-    """Plain values for the record. `load_average` above the CPUs means that the figures are noisy."""
+    """Plain values for the record. A load average above the CPUs means that times are noisy."""
     return {
         "cpu": _cpu_model(),
         "cpus": available_cpus(),
@@ -25,6 +25,15 @@ def describe_machine(num_threads: int) -> dict[str, Any]:
         "versions": {name: _version(name) for name in PACKAGES},
         "load_average": [round(load, 2) for load in os.getloadavg()],
     }
+
+
+def cpu_seconds(pid: int) -> float:
+    """CPU time that a process has used, all its threads; 0 where the system does not tell (it has no /proc)."""
+    stat = Path(f"/proc/{pid}/stat")
+    if not stat.exists():
+        return 0.0
+    user, system = stat.read_text().rpartition(")")[2].split()[11:13]
+    return (int(user) + int(system)) / os.sysconf("SC_CLK_TCK")
 
 
 def _cpu_model() -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
@@ -11,6 +12,27 @@ from captory_bench.graphs import Pixels
 from captory_engine.device import StageCounts
 
 
+class Times(NamedTuple):
+    """What a run took. `cpu_s` is of all processes and threads that took part.
+
+    Other work on the machine, which makes `wall_s` longer, hardly shows in `cpu_s`.
+    """
+
+    wall_s: float = 0.0
+    cpu_s: float = 0.0
+
+
+class Stopwatch:
+    """Measures this process from the watch's making."""
+
+    def __init__(self) -> None:
+        self._wall_s, self._cpu_s = time.perf_counter(), time.process_time()
+
+    def read(self) -> Times:
+        """Until now."""
+        return Times(time.perf_counter() - self._wall_s, time.process_time() - self._cpu_s)
+
+
 @dataclass(frozen=True, slots=True)
 class Outcome:
     """One run. Images are [H, W, 3] pixels; `latencies` are seconds from the intended send, by id."""
@@ -18,13 +40,13 @@ class Outcome:
     images: dict[str, Pixels] = field(default_factory=dict)
     prompts: dict[str, str] = field(default_factory=dict)
     latencies: dict[str, float] = field(default_factory=dict)
-    seconds: float = 0.0
+    times: Times = Times()
     denoiser: StageCounts = field(default_factory=StageCounts)
 
     @property
     def images_per_s(self) -> float:
         """Throughput of the whole run."""
-        return len(self.images) / self.seconds
+        return len(self.images) / self.times.wall_s
 
 
 class Agreement(NamedTuple):

@@ -45,6 +45,7 @@ def summarise(measured: Measured) -> dict[str, Any]:
         "row_efficiency": mixed.useful_rows / mixed.computed_rows,
         "images_per_s": _speed(measured, SERVED_UNIFORM),
         "spread": {name: [min(values), max(values)] for name, values in ratios.items()},
+        "by_cpu_time": {name: _cpu_ratio(measured, *pair) for name, pair in RATIOS.items()},
         "arms": {name: _arm(measured, name) for name in ARMS},
         "batch_rows": {str(rows): num for rows, num in sorted(mixed.batch_rows.items())},
         "latency": _latency(measured),
@@ -91,6 +92,13 @@ def _ratios(measured: Measured, above: str, below: str) -> list[float]:
     return [outcomes[above].images_per_s / outcomes[below].images_per_s for outcomes in measured.rounds]
 
 
+def _cpu_ratio(measured: Measured, above: str, below: str) -> float | None:
+    """The median of the same ratio by CPU time an image, which other work on the machine hardly changes."""
+    if not all(outcomes[name].times.cpu_s for outcomes in measured.rounds for name in (above, below)):
+        return None
+    return median(outcomes[below].times.cpu_s / outcomes[above].times.cpu_s for outcomes in measured.rounds)
+
+
 def _speed(measured: Measured, name: str) -> float:
     return median(outcomes[name].images_per_s for outcomes in measured.rounds)
 
@@ -101,6 +109,7 @@ def _arm(measured: Measured, name: str) -> dict[str, Any]:
         **define(measured.graphs, measured.batch_size, measured.steps)[name]._asdict(),
         "images_per_s": _speed(measured, name),
         "images_per_s_by_round": [outcomes[name].images_per_s for outcomes in measured.rounds],
+        "cpu_s_per_image": median(one[name].times.cpu_s / len(one[name].images) for one in measured.rounds),
         "mean_rows": counts.computed_rows / counts.batches,
         "row_efficiency": counts.useful_rows / counts.computed_rows,
     }

@@ -12,7 +12,7 @@ from dataclasses import replace
 
 from captory_bench.denoising import denoise
 from captory_bench.graphs import Array, Graphs, decode_latents, encode_text
-from captory_bench.outcome import Outcome
+from captory_bench.outcome import Outcome, Stopwatch, Times
 from captory_bench.workload import Painting
 from captory_engine.device import StageCounts
 
@@ -56,7 +56,7 @@ def run_grouped_open_loop(
         batch = _take_group(waiting, batch_size)
         batcher.paint(batch)
         batcher.outcome.latencies.update({job.id: clock() - started - due[job.id] for job in batch})
-    return batcher.finish(clock() - started)
+    return batcher.finish(Times(clock() - started))
 
 
 class _Batcher:
@@ -76,17 +76,17 @@ class _Batcher:
         for job, pixels in zip(batch, decode_latents(self._graphs, latents), strict=True):
             self.outcome.images[job.id], self.outcome.prompts[job.id] = pixels, job.prompt
 
-    def finish(self, seconds: float) -> Outcome:
-        """The outcome with its time and counters."""
-        return replace(self.outcome, seconds=seconds, denoiser=self._counts)
+    def finish(self, times: Times) -> Outcome:
+        """The outcome with its times and counters."""
+        return replace(self.outcome, times=times, denoiser=self._counts)
 
 
 def _run(graphs: Graphs, batches: Sequence[Sequence[Painting]], *, shrinking: bool = False) -> Outcome:
     batcher = _Batcher(graphs, shrinking=shrinking)
-    started = time.perf_counter()
+    watch = Stopwatch()
     for batch in batches:
         batcher.paint(batch)
-    return batcher.finish(time.perf_counter() - started)
+    return batcher.finish(watch.read())
 
 
 def _take_group(waiting: deque[Painting], batch_size: int) -> list[Painting]:

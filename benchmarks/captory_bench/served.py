@@ -15,7 +15,8 @@ import grpc
 import numpy as np
 from PIL import Image
 
-from captory_bench.outcome import Outcome
+from captory_bench.machine import cpu_seconds
+from captory_bench.outcome import Outcome, Stopwatch, Times
 from captory_bench.workload import Painting, Photo
 from captory_client.client import MAX_IN_FLIGHT, Client
 from captory_client.local_server import LocalServer
@@ -36,6 +37,7 @@ class Served:
     """A running server."""
 
     address: str
+    pid: int
     stub: captory_pb2_grpc.CaptoryAsyncStub
 
     async def photos(self, photos: Sequence[Photo], steps: int) -> Outcome:
@@ -47,7 +49,7 @@ class Served:
         return await self._measured(_painting_items(jobs))
 
     async def open_loop(self, jobs: Sequence[Painting], arrivals_s: Sequence[float]) -> Outcome:
-        """Send each prompt when it is due, whatever has become of the others."""
+        """Send each prompt when it is due, as interactive work, whatever has become of the others."""
         due = {job.id: at for job, at in zip(jobs, arrivals_s, strict=True)}
         outcome = await self._measured(_when_due(jobs, due), max_in_flight=MAX_OPEN_LOOP_ITEMS)
         latencies = {key: at - due[key] for key, at in outcome.latencies.items()}
@@ -60,14 +62,18 @@ class Served:
 
     async def _measured(self, items: AsyncGenerator[pb.Item, None], max_in_flight: int = MAX_IN_FLIGHT) -> Outcome:
         """From the first send to the last result. Decoding of the images is outside the clock."""
-        before = await self.counts()
+        before, server_before_s = await self.counts(), cpu_seconds(self.pid)
         async with Client(self.address, max_in_flight=max_in_flight) as client:
             await client.server_info()
             arrived = await _collect(client, items)
-        counts = (await self.counts())["denoise"]
-        images = {key: _decode(image.data) for key, image in arrived.images.items()}
-        prompts = {key: image.provenance.prompt for key, image in arrived.images.items()}
-        return Outcome(images, prompts, arrived.at_s, arrived.seconds, difference(counts, before["denoise"]))
+        server_s, counts = cpu_seconds(self.pid) - server_before_s, await self.counts()
+        return Outcome(
+            images={key: _decode(image.data) for key, image in arrived.images.items()},
+            prompts={key: image.provenance.prompt for key, image in arrived.images.items()},
+            latencies=arrived.at_s,
+            times=Times(arrived.times.wall_s, arrived.times.cpu_s + server_s),
+            denoiser=difference(counts["denoise"], before["denoise"]),
+        )
 
 
 @asynccontextmanager
@@ -77,7 +83,7 @@ async def serving(options: Sequence[str]) -> AsyncIterator[Served]:
         LocalServer(["--log-level", "warning", *options]) as server,
         grpc.aio.insecure_channel(server.address) as channel,
     ):
-        yield Served(server.address, captory_pb2_grpc.CaptoryStub(channel))
+        yield Served(server.address, server.pid, captory_pb2_grpc.CaptoryStub(channel))
 
 
 def server_options(repository: Path, family: str, backend: str, num_threads: int) -> list[str]:
@@ -101,22 +107,21 @@ def difference(after: StageCounts, before: StageCounts) -> StageCounts:
 class _Arrived:
     images: dict[str, pb.ImageResult]
     at_s: dict[str, float]
-    seconds: float = 0.0
+    times: Times
 
 
 async def _collect(client: Client, items: AsyncGenerator[pb.Item, None]) -> _Arrived:
-    arrived = _Arrived({}, {})
-    started = time.perf_counter()
+    arrived, watch = _Arrived({}, {}, Times()), Stopwatch()
     async for response in client.synthesize(items):
         match response.WhichOneof("event"):
             case "image":
                 arrived.images[response.item_id] = response.image
-                arrived.at_s[response.item_id] = time.perf_counter() - started
+                arrived.at_s[response.item_id] = watch.read().wall_s
             case "failure":
                 raise ArmFailed(f"{response.item_id}: {response.failure.status.message}")
             case "done" if response.done.status.code:
                 raise ArmFailed(f"{response.item_id}: {response.done.status.message}")
-    arrived.seconds = time.perf_counter() - started
+    arrived.times = watch.read()
     return arrived
 
 
@@ -134,18 +139,18 @@ async def _photo_items(photos: Sequence[Photo], steps: int) -> AsyncGenerator[pb
 
 async def _painting_items(jobs: Sequence[Painting]) -> AsyncGenerator[pb.Item, None]:
     for job in jobs:
-        yield _painting_item(job)
+        yield _painting_item(job, pb.WORK_CLASS_BULK)
 
 
 async def _when_due(jobs: Sequence[Painting], due: dict[str, float]) -> AsyncGenerator[pb.Item, None]:
     started = time.perf_counter()
     for job in jobs:
         await asyncio.sleep(max(0.0, due[job.id] - (time.perf_counter() - started)))
-        yield _painting_item(job)
+        yield _painting_item(job, pb.WORK_CLASS_INTERACTIVE)
 
 
-def _painting_item(job: Painting) -> pb.Item:
-    parameters = pb.Parameters(steps=job.steps)
+def _painting_item(job: Painting, work_class: pb.WorkClass.ValueType) -> pb.Item:
+    parameters = pb.Parameters(steps=job.steps, work_class=work_class)
     return pb.Item(id=job.id, prompt=job.prompt, parameters=parameters, samples=[pb.Sample(seed=job.seed)])
 
 

@@ -54,7 +54,7 @@ PLANS: dict[Mode, PromptPlan] = {
     Mode.RECAP_SHORT: PromptPlan(("short",), _CAPTION, _CAPTION, TokenPolicy.DROP),
     Mode.RECAP_LONG: PromptPlan(("long",), _CAPTION, _CAPTION, TokenPolicy.DROP),
     Mode.RECAP_MIX: PromptPlan(("short", "long"), _CAPTION, _CAPTION, TokenPolicy.DROP),
-    Mode.REWRITE: PromptPlan(("short",), _CIP, _CAPTION, writer=WriterKind.MODEL),
+    Mode.REWRITE: PromptPlan(("long",), _CIP, _CAPTION, writer=WriterKind.MODEL),
 }
 
 

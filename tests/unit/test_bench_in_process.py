@@ -106,7 +106,7 @@ def test_the_open_loop_waits_for_arrivals_and_measures_from_them(graphs: Graphs,
     outcome = request_level.run_grouped_open_loop(graphs, jobs, arrivals, BATCH, time.clock, time.sleep)
     assert outcome.latencies.keys() == {job.id for job in jobs}
     assert all(latency_s == pytest.approx(0.0) for latency_s in outcome.latencies.values())  # computing takes no time
-    assert outcome.seconds == pytest.approx(arrivals[-1])
+    assert outcome.times.wall_s == pytest.approx(arrivals[-1])
     assert outcome.denoiser.batches == sum(job.steps for job in jobs)  # nobody waited for a mate
 
 

@@ -15,7 +15,7 @@ from rich.console import Console
 from captory_bench.arms import ARMS, BARE_LOOP, REQUEST_FIXED, REQUEST_GROUPED, SERVED_MIXED, SERVED_UNIFORM
 from captory_bench.comparison import Measured
 from captory_bench.graphs import Graphs, open_graphs
-from captory_bench.outcome import Outcome
+from captory_bench.outcome import Outcome, Times
 from captory_bench.report import check, summarise
 from captory_bench.tables import comparison_tables
 from captory_bench.workload import paintings
@@ -42,7 +42,7 @@ def graphs(tmp_path_factory: pytest.TempPathFactory) -> Graphs:
 def outcome(seconds: float, **changes: object) -> Outcome:
     images = {str(index): np.full((4, 4, 3), index, np.uint8) for index in range(NUM)}
     counts = StageCounts(10, 150, 200, 1.0, Counter({16: 5, 24: 5}))
-    made = Outcome(images, dict.fromkeys(images, "a prompt"), {}, seconds, counts)
+    made = Outcome(images, dict.fromkeys(images, "a prompt"), {}, Times(seconds, seconds / 2), counts)
     return replace(made, **changes)  # type: ignore[arg-type]
 
 
@@ -74,6 +74,13 @@ def test_ratios_are_medians_within_rounds_with_their_spread(measured: Measured) 
     assert figures["step_over_request_level"] == pytest.approx(2.0)
     assert figures["spread"]["step_over_request_level"] == [1.5, 2.0]
     assert figures["images_per_s"] == pytest.approx(NUM / 1.25)
+
+
+def test_ratios_by_cpu_time_are_left_out_where_it_is_not_known(measured: Measured) -> None:
+    assert summarise(measured)["by_cpu_time"]["grpc_over_bare_loop"] == pytest.approx(0.8)
+    whole = measured.rounds[0][BARE_LOOP]
+    measured.rounds[0][BARE_LOOP] = replace(whole, times=Times(1.0))
+    assert summarise(measured)["by_cpu_time"]["grpc_over_bare_loop"] is None
 
 
 def test_rows_come_from_all_rounds_of_the_mixed_arm(measured: Measured) -> None:

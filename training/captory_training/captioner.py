@@ -2,7 +2,7 @@
 
 A prefix token after bos asks for a short or a long caption (Segalis et al. 2023, arXiv 2310.16656). A vision
 transformer learns shapes slowly from captions alone, so throw-away linear heads also read the scene's attributes from
-the class token, a face's traits too, and kind and colour from every patch; they are not saved.
+the class token, and kind and colour from every patch; they are not saved.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from captory_training.picto.captions import caption
 from captory_training.picto.layout import place
 from captory_training.picto.reading import read_caption
 from captory_training.picto.render import render
-from captory_training.picto.scene import AGES, HAIRS, SKINS, Scene, sample_scene
+from captory_training.picto.scene import Scene, sample_scene
 from captory_training.tokenizer import (
     BOS_ID,
     EOS_ID,
@@ -49,13 +49,6 @@ MAX_NEW_TOKENS = 48
 PREFIXES = {"short": [BOS_ID, SHORT_ID], "long": [BOS_ID, LONG_ID]}
 IGNORED = -100  # the label that cross entropy skips
 PATCH_ATTRIBUTES = ("kind", "colour")
-TRAITS: dict[str, tuple[str | bool, ...]] = {
-    "hair": HAIRS,
-    "skin": SKINS,
-    "age": AGES,
-    **dict.fromkeys(("glasses", "beard", "hat", "smile"), (False, True)),
-}
-FACE_REPEATS = 3  # more draws of every face: one kind in thirteen, but with seven traits to learn
 MAX_SHIFT_PX = 2
 FRESH_SEED = 3 << 40  # scenes for evaluation, apart from the corpus' and the tokenizer's
 
@@ -68,7 +61,6 @@ class Captioner(nn.Module):
         self.blip = build_blip()
         sizes = {name: len(values) for name, values in ATTRIBUTES.items()}
         self.heads = nn.ModuleDict({name: nn.Linear(WIDTH, size) for name, size in sizes.items()})
-        self.trait_heads = nn.ModuleDict({name: nn.Linear(WIDTH, len(values)) for name, values in TRAITS.items()})
         self.patch_heads = nn.ModuleDict({name: nn.Linear(WIDTH, sizes[name] + 1) for name in PATCH_ATTRIBUTES})
 
     def forward(self, pixel_values: Tensor, input_ids: Tensor) -> tuple[Tensor, Tensor]:
@@ -168,38 +160,22 @@ class CaptionerLoss:
 
     def __init__(self, module: Captioner, corpus: Corpus, tokenizer: Tokenizer) -> None:
         self.module, self.corpus, self.tokenizer = module, corpus, tokenizer
-        faces = np.flatnonzero(corpus.labels["kind"] == ATTRIBUTES["kind"].index("face"))
-        self.items = np.concatenate([np.arange(len(corpus)), np.repeat(faces, FACE_REPEATS)])
 
     def __call__(self, draw: Draw) -> tuple[Tensor, dict[str, float]]:
         """Return the loss and its parts for the items of `draw`."""
         rng = np.random.default_rng(draw.generator.initial_seed())
-        indices = self.items[draw.indices]
-        scenes = [self.corpus.scene(int(index)) for index in indices]
+        scenes = [self.corpus.scene(int(index)) for index in draw.indices]
         qualities = rng.permutation(np.resize(["short", "long"], len(scenes)))
         rows = [self._row(scene, str(quality), rng) for scene, quality in zip(scenes, qualities, strict=True)]
-        pixel_values = augment(self.corpus.images[indices], rng)
+        pixel_values = augment(self.corpus.images[draw.indices], rng)
         caption_loss, states = self.module(pixel_values, pad_rows(rows))
         helping = self._helping_losses(scenes, states)
-        helping["traits"] = self._trait_loss(scenes, states[:, 0])
         metrics = {"caption": caption_loss.item(), **{name: loss.item() for name, loss in helping.items()}}
         return caption_loss + 0.3 * torch.stack(list(helping.values())).sum(), metrics
 
     def _row(self, scene: Scene, quality: str, rng: np.random.Generator) -> list[int]:
         text = caption(scene, quality, int(rng.integers(1 << 31)))
         return [*PREFIXES[quality], *encode(self.tokenizer, text), EOS_ID]
-
-    def _trait_loss(self, scenes: list[Scene], states: Tensor) -> Tensor:
-        """Return the loss of the heads that read a face's traits, over the scenes with faces."""
-        faces = [(row, face) for row, scene in enumerate(scenes) if (face := scene.groups[0].face)]
-        if not faces:
-            return states.sum() * 0
-        rows = states[[row for row, _ in faces]]
-        losses = [
-            F.cross_entropy(head(rows), torch.tensor([TRAITS[name].index(getattr(face, name)) for _, face in faces]))
-            for name, head in self.module.trait_heads.items()
-        ]
-        return torch.stack(losses).sum()
 
     def _helping_losses(self, scenes: list[Scene], states: Tensor) -> dict[str, Tensor]:
         labels = [scene_labels(scene) for scene in scenes]
@@ -252,11 +228,10 @@ def main(
     tokenizer: Annotated[Path, typer.Option(help="folder of the tokenizer")] = Path("tokenizer"),
     num_scenes: Annotated[int, typer.Option(help="scenes of the corpus")] = 80_000,
     single_share: Annotated[float, typer.Option(help="share of the corpus' scenes with one object")] = 0.7,
-    max_minutes: float = 25.0,
+    max_minutes: float = 32.0,
     seed: int = 0,
     batch_size: int = 64,
     learning_rate: float = 1e-3,
-    start_from: Annotated[Path | None, typer.Option(help="a captioner to train further, not from scratch")] = None,
     num_threads: int = 1,
 ) -> None:
     """Train the captioner on a rendered corpus, evaluate it on fresh scenes, and write it as a checkpoint."""
@@ -264,8 +239,6 @@ def main(
     torch.manual_seed(seed)
     words = load_tokenizer(tokenizer / "tokenizer.json")
     module = Captioner()
-    if start_from:
-        module.blip = BlipForConditionalGeneration.from_pretrained(start_from, dtype=torch.float32)
     plan = Plan(
         seed=seed,
         batch_size=batch_size,
@@ -281,7 +254,7 @@ def main(
         return evaluate(trained.blip, words, 128)
 
     loss = CaptionerLoss(module, Corpus.open(corpus, num_scenes, single_share=single_share), words)
-    module.load_state_dict(Trainer(module, loss, len(loss.items), plan, out, probe=probe).run())
+    module.load_state_dict(Trainer(module, loss, num_scenes, plan, out, probe=probe).run())
     module.eval()
     quality = {length: evaluate(module.blip, words, 1024, length) for length in PREFIXES}
     quality["model"] = {"parameters": sum(parameter.numel() for parameter in module.blip.parameters())}
