@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+import os
+import subprocess
+from collections.abc import AsyncIterator, Iterator
 
 import pytest
-from fakes import FakePipeline, Running, serve
+from fakes import FAKE_SERVER, FakePipeline, Running, serve
 
 
 @pytest.fixture
@@ -13,3 +15,18 @@ async def serving() -> AsyncIterator[Running]:
     """A served fake pipeline without faults."""
     async with serve(FakePipeline()) as running:
         yield running
+
+
+@pytest.fixture(scope="session")
+def fake_address(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """The address of one fake server in a process of its own, for all tests that do not hurt it."""
+    socket = tmp_path_factory.mktemp("fake") / "s.sock"
+    hears, tells = os.pipe()
+    command = [*FAKE_SERVER, "--address", f"unix:{socket}", "--address-fd", str(tells)]
+    server = subprocess.Popen(command, pass_fds=(tells,), stderr=subprocess.DEVNULL)
+    os.close(tells)
+    with os.fdopen(hears) as pipe:
+        address = pipe.readline().strip()
+    yield address
+    server.terminate()
+    server.wait()

@@ -40,7 +40,7 @@ class Outcome:
     images: dict[str, Pixels] = field(default_factory=dict)
     prompts: dict[str, str] = field(default_factory=dict)
     latencies: dict[str, float] = field(default_factory=dict)
-    times: Times = Times()
+    times: Times = field(default_factory=Times)
     denoiser: StageCounts = field(default_factory=StageCounts)
 
     @property

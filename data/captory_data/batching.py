@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from captory_data.dataset import Batch
 from captory_data.errors import DataError, FatalStorageError
 from captory_data.formats.base import Sample
-from captory_data.ledger import FailureRow, GalleryRow
+from captory_data.rows import FailureRow, GalleryRow
 
 
 @dataclass(frozen=True, slots=True)

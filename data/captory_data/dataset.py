@@ -13,10 +13,11 @@ from captory_data.durable import make_folder
 from captory_data.errors import DataError, LedgerError, SpecError
 from captory_data.formats.base import NO_CLASS, Layout, Sample
 from captory_data.formats.registry import open_format
-from captory_data.ledger import LEDGER_NAME, ClassRow, FailureRow, GalleryRow, Ledger, StoredJob
+from captory_data.ledger import LEDGER_NAME, Ledger
 from captory_data.lock import locked
 from captory_data.manifest import MANIFEST_NAME, build_manifest, write_manifest
 from captory_data.records import Record
+from captory_data.rows import ClassRow, FailureRow, GalleryRow, StoredJob
 from captory_data.spec import JobSpec, differing
 
 

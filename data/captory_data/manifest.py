@@ -11,8 +11,9 @@ from typing import Any
 
 from captory_data.durable import atomic_file
 from captory_data.errors import LedgerError
-from captory_data.ledger import Ledger, Shard, StoredJob
+from captory_data.ledger import Ledger
 from captory_data.records import DIGITAL_SOURCE_TYPE
+from captory_data.rows import Shard, StoredJob
 
 MANIFEST_NAME = "manifest.json"
 MANIFEST_VERSION = 1

@@ -10,8 +10,9 @@ from pathlib import Path
 from captory_data.dataset import open_ledger
 from captory_data.errors import SpecError
 from captory_data.identity import Wanted, wanted_images
-from captory_data.ledger import LEDGER_NAME, Ledger, State
+from captory_data.ledger import LEDGER_NAME, Ledger
 from captory_data.paging import pages
+from captory_data.rows import State
 from captory_data.source import Source, SourceItem
 from captory_data.spec import JobSpec
 

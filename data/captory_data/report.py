@@ -16,8 +16,9 @@ from captory_data.errors import LedgerError
 from captory_data.formats.base import Format, Layout
 from captory_data.formats.registry import open_format
 from captory_data.identity import identify, image_indices
-from captory_data.ledger import GalleryRow, ImageRow, Ledger, Shard, StoredJob
+from captory_data.ledger import Ledger
 from captory_data.records import Record
+from captory_data.rows import GalleryRow, ImageRow, Shard, StoredJob
 from captory_data.spec import JobSpec
 from captory_data.thumbnails import thumbnail
 

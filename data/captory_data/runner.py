@@ -17,17 +17,15 @@ from captory_data.feed import Feed, ReadItem
 from captory_data.formats.base import Sample
 from captory_data.gallery import Gallery
 from captory_data.identity import Wanted
-from captory_data.keys import safe_key
-from captory_data.ledger import FailureRow, GalleryRow, RunRow
 from captory_data.outcomes import Failure, Finished, ItemDone, Outcome, StageDone, Started, Synthesize
 from captory_data.planning import Planned, Retry, plan_items
-from captory_data.records import Record
+from captory_data.provenance import failure_row, make_record
 from captory_data.report import write_report
-from captory_data.source import Source, SourceItem
-from captory_data.spec import WHOLE_SCHEDULE, JobSpec
+from captory_data.rows import FailureRow, GalleryRow, RunRow
+from captory_data.source import Source
+from captory_data.spec import JobSpec
 from captory_data.summary import JobSummary, Progress
 
-MAX_MESSAGE_CHARACTERS = 500
 MAGIC = {"png": b"\x89PNG\r\n\x1a\n", "webp": b"RIFF"}
 
 
@@ -139,7 +137,7 @@ class _Run:
         """An item that could not be read: every image of it fails."""
         error = read.error
         reason, message = (error.reason, error.message) if error else (Reason.UNREADABLE, "")
-        rows = [_failure(read.planned, wanted, reason, message) for wanted in read.planned.wanted]
+        rows = [failure_row(read.planned, wanted, reason, message) for wanted in read.planned.wanted]
         self._progress.items += 1
         await self._fail(rows)
 
@@ -170,7 +168,7 @@ class _Run:
         try:
             sample = self._sample(opened.planned, wanted, finished)
         except ValueError as error:
-            await self._fail([_failure(opened.planned, wanted, Reason.BAD_RESULT, str(error))])
+            await self._fail([failure_row(opened.planned, wanted, Reason.BAD_RESULT, str(error))])
             return
         self._progress.images += 1
         pictures, opened.pictures = opened.pictures, []
@@ -179,7 +177,7 @@ class _Run:
     async def _take_failure(self, opened: _Open, failure: Failure) -> None:
         lost = list(opened.missing) if failure.id is None else [failure.id]
         rows = [
-            _failure(opened.planned, wanted, failure.reason, failure.message, dropped=failure.dropped)
+            failure_row(opened.planned, wanted, failure.reason, failure.message, dropped=failure.dropped)
             for wanted in (opened.missing.pop(image_id, None) for image_id in lost)
             if wanted is not None
         ]
@@ -244,39 +242,3 @@ class _Run:
             self._dataset.ledger.add_run(run)
         self._dataset.write_manifest(final=True)
         write_report(self._dataset.out, self._dataset.ledger)
-
-
-def make_record(spec: JobSpec, item: SourceItem, wanted: Wanted, finished: Finished) -> Record:
-    """Everything about one image: the job's parameters, the item's place, the maker's words."""
-    return Record(
-        id=wanted.id,
-        source=item.key,
-        class_id=item.class_id,
-        class_name=item.class_name,
-        caption=finished.caption,
-        prompt=finished.prompt,
-        negative_prompt=spec.negative_prompt,
-        mode=spec.mode,
-        prompt_index=wanted.prompt_index,
-        sample_index=wanted.sample_index,
-        seed=wanted.seed,
-        steps=spec.steps,
-        guidance_scale=float(spec.guidance_scale),
-        guidance_interval=spec.guidance_interval or WHOLE_SCHEDULE,
-        sampler=spec.sampler,
-        width=spec.width,
-        height=spec.height,
-        determinism=spec.determinism,
-        family=spec.family,
-        models=dict(finished.models),
-        token_count=finished.token_count,
-        token_policy=finished.token_policy,
-        backend=finished.backend,
-        pixel_sha256=finished.pixel_sha256,
-    )
-
-
-def _failure(planned: Planned, wanted: Wanted, reason: str, message: str, *, dropped: bool = False) -> FailureRow:
-    text = safe_key(message)[:MAX_MESSAGE_CHARACTERS]
-    key = planned.item.key
-    return FailureRow(wanted.id, key, wanted.prompt_index, wanted.sample_index, str(reason), text, dropped)

@@ -14,10 +14,11 @@ from captory_data.durable import file_sha256
 from captory_data.errors import FatalStorageError, LedgerError
 from captory_data.formats.base import NO_CLASS, Format, Layout, Stored
 from captory_data.formats.registry import open_format
-from captory_data.ledger import ImageRow, Ledger, Shard, StoredJob
+from captory_data.ledger import Ledger
 from captory_data.lock import locked
 from captory_data.manifest import MANIFEST_NAME, build_manifest, read_manifest
 from captory_data.records import Record
+from captory_data.rows import ImageRow, Shard, StoredJob
 
 
 class Problem(NamedTuple):

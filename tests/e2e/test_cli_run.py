@@ -58,6 +58,12 @@ def captory(monkeypatch: pytest.MonkeyPatch) -> Captory:
 
 
 @pytest.fixture
+def quick(captory: Captory, fake_address: str) -> Captory:
+    """The command on a server that runs already."""
+    return lambda command, *words: captory(command, *words, "--server", fake_address)
+
+
+@pytest.fixture
 def photos(tmp_path: Path) -> Path:
     """Twelve images in two classes."""
     folder = tmp_path / "photos"
@@ -98,32 +104,30 @@ def test_a_folder_becomes_a_dataset_and_again_there_is_nothing_to_do(
     assert len(published(out)) == 24
 
 
-def test_results_are_told_on_stdout_and_the_rest_on_stderr(captory: Captory, photos: Path, tmp_path: Path) -> None:
-    told = captory("run", photos, "--out", tmp_path / "out", "--limit", 3)
+def test_results_are_told_on_stdout_and_the_rest_on_stderr(quick: Captory, photos: Path, tmp_path: Path) -> None:
+    told = quick("run", photos, "--out", tmp_path / "out", "--limit", 3)
     assert told.code == 0
     assert told.out.startswith("3 images from 3 items")
     assert str(tmp_path / "out" / "report.html") in told.out
-    quiet = captory("run", photos, "--out", tmp_path / "out", "--limit", 6, "--quiet")
+    quiet = quick("run", photos, "--out", tmp_path / "out", "--limit", 6, "--quiet")
     assert (quiet.code, quiet.out, quiet.err) == (0, "", "")
 
 
-def test_parameters_that_are_not_given_are_those_of_the_output(captory: Captory, photos: Path, tmp_path: Path) -> None:
+def test_parameters_that_are_not_given_are_those_of_the_output(quick: Captory, photos: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
     given = ("--mode", "basic", "--steps", 7, "--guidance", 1, "--size", "32x16", "--sampler", "euler", "--seed", 5)
-    assert captory("run", photos, "--out", out, "--limit", 2, *given).code == 0
-    assert captory("run", photos, "--out", out, "--limit", 4).code == 0
+    assert quick("run", photos, "--out", out, "--limit", 2, *given).code == 0
+    assert quick("run", photos, "--out", out, "--limit", 4).code == 0
     records = published(out)
     assert len(records) == 4
     assert {(one["mode"], one["steps"], one["width"], one["sampler"]) for one in records} == {("basic", 7, 32, "euler")}
     assert records[0]["prompt"].startswith("a photo of ")
 
 
-def test_other_parameters_on_the_same_output_are_refused_by_name(
-    captory: Captory, photos: Path, tmp_path: Path
-) -> None:
+def test_other_parameters_on_the_same_output_are_refused_by_name(quick: Captory, photos: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
-    assert captory("run", photos, "--out", out, "--limit", 1).code == 0
-    refused = captory("run", photos, "--out", out, "--limit", 1, "--steps", 9)
+    assert quick("run", photos, "--out", out, "--limit", 1).code == 0
+    refused = quick("run", photos, "--out", out, "--limit", 1, "--steps", 9)
     assert refused.code == 2
     assert "steps: 4 there, 9 now" in refused.err
 
@@ -159,33 +163,35 @@ def test_an_input_that_is_not_there_or_empty_is_refused(captory: Captory, tmp_pa
         assert name in refused.err
 
 
-def test_some_bad_files_fail_alone_and_can_be_tried_again(captory: Captory, photos: Path, tmp_path: Path) -> None:
+def test_some_bad_files_fail_alone_and_can_be_tried_again(quick: Captory, photos: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
     (photos / "bat" / "text.jpg").write_text("no image")
     (photos / "bat" / "empty.png").touch()
-    some = captory("run", photos, "--out", out, "--json")
+    some = quick("run", photos, "--out", out, "--json")
     assert (some.code, some.json["images"], some.json["failed"]) == (3, 12, 2)
     with sqlite3.connect(out / "ledger.sqlite") as ledger:
         reasons = dict(ledger.execute("select source, reason from failures").fetchall())
     assert len(reasons) == 2
     assert reasons["bat/text.jpg"] == "BAD_IMAGE"
     (photos / "bat" / "text.jpg").write_bytes(png(3))
-    again = captory("run", photos, "--out", out, "--json", "--retry-failed")
+    again = quick("run", photos, "--out", out, "--json", "--retry-failed")
     assert (again.code, again.json["images"], again.json["failed"], again.json["skipped"]) == (3, 1, 1, 12)
 
 
-def test_a_dry_run_makes_nothing(captory: Captory, photos: Path, tmp_path: Path) -> None:
+def test_a_dry_run_makes_nothing(quick: Captory, photos: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
-    dry = captory("run", photos, "--out", out, "--dry-run", "--per-image", 3, "--json")
+    dry = quick("run", photos, "--out", out, "--dry-run", "--per-image", 3, "--json")
     assert (dry.code, dry.json["items"], dry.json["to_make"], dry.json["job"]["steps"]) == (0, 12, 36, 4)
-    assert "12 items: 36 images" in captory("run", photos, "--out", out, "--dry-run", "--per-image", 3).out
+    assert "12 items: 36 images" in quick("run", photos, "--out", out, "--dry-run", "--per-image", 3).out
     assert not out.exists()
 
 
 @pytest.mark.parametrize(("layout", "pattern"), [("imagefolder", "**/*.webp"), ("parquet", "**/*.parquet")])
-def test_other_formats(captory: Captory, photos: Path, tmp_path: Path, layout: str, pattern: str) -> None:
+def test_other_formats(
+    captory: Captory, quick: Captory, photos: Path, tmp_path: Path, layout: str, pattern: str
+) -> None:
     out = tmp_path / "out"
-    assert captory("run", photos, "--out", out, "--format", layout, "--image-format", "webp").code == 0
+    assert quick("run", photos, "--out", out, "--format", layout, "--image-format", "webp").code == 0
     assert list((out / "data").glob(pattern))
     assert captory("verify", out, "--json").json["images"] == 12
 
@@ -231,25 +237,25 @@ class Saboteur(progress.Silent):
 
 
 def test_ctrl_c_drains_and_the_next_run_does_the_rest(
-    captory: Captory, photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    captory: Captory, quick: Captory, photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     out = tmp_path / "out"
     with monkeypatch.context() as patch:
         saboteur = Saboteur(3, lambda: os.kill(os.getpid(), signal.SIGINT))
         patch.setattr(progress, "open_display", lambda **_: saboteur)
         patch.setattr(jobs, "WINDOW", 1)  # so that something is left to do
-        first = captory("run", photos, "--out", out, "--json")
+        first = quick("run", photos, "--out", out, "--json")
     assert (first.code, first.json["interrupted"]) == (130, True)
     assert "press Ctrl-C again" in first.err
     assert 0 < first.json["images"] < 12
     assert captory("verify", out).code == 0
-    rest = captory("run", photos, "--out", out, "--json")
+    rest = quick("run", photos, "--out", out, "--json")
     assert (rest.code, rest.json["skipped"]) == (0, first.json["images"])
     assert len(published(out)) == 12
 
 
 def test_ctrl_c_twice_stops_at_once(
-    captory: Captory, photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    quick: Captory, photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def twice() -> None:
         os.kill(os.getpid(), signal.SIGINT)
@@ -258,9 +264,9 @@ def test_ctrl_c_twice_stops_at_once(
     with monkeypatch.context() as patch:
         patch.setattr(progress, "open_display", lambda **_: Saboteur(1, twice))
         patch.setattr(jobs, "WINDOW", 1)  # so that something is left to do
-        stopped = captory("run", photos, "--out", tmp_path / "out")
+        stopped = quick("run", photos, "--out", tmp_path / "out")
     assert stopped.code == 130
-    assert captory("run", photos, "--out", tmp_path / "out").code == 0
+    assert quick("run", photos, "--out", tmp_path / "out").code == 0
     assert len(published(tmp_path / "out")) == 12
 
 
@@ -297,22 +303,24 @@ def test_a_run_killed_in_mid_work_goes_on_and_publishes_each_image_once(
     assert captory("verify", out).code == 0
 
 
-def test_an_image_is_painted_again_from_its_record(captory: Captory, photos: Path, tmp_path: Path) -> None:
+def test_an_image_is_painted_again_from_its_record(quick: Captory, photos: Path, tmp_path: Path) -> None:
     out, again = tmp_path / "out", tmp_path / "again.png"
-    assert captory("run", photos, "--out", out, "--limit", 2, "--determinism", "exact").code == 0
+    assert quick("run", photos, "--out", out, "--limit", 2, "--determinism", "exact").code == 0
     [record, _] = published(out)
-    told = captory("reproduce", out, record["id"], "--to", again, "--json")
+    told = quick("reproduce", out, record["id"], "--to", again, "--json")
     assert (told.code, told.json["same_bytes"], told.json["determinism"]) == (0, True, "exact")
     assert again.read_bytes().startswith(b"\x89PNG")
-    assert captory("reproduce", out, record["id"]).out == "identical: the same bytes\n"
-    unknown = captory("reproduce", out, "0" * 32)
+    assert quick("reproduce", out, record["id"]).out == "identical: the same bytes\n"
+    unknown = quick("reproduce", out, "0" * 32)
     assert unknown.code == 1
     assert "no image" in unknown.err
 
 
-def test_a_dataset_that_was_touched_does_not_verify(captory: Captory, photos: Path, tmp_path: Path) -> None:
+def test_a_dataset_that_was_touched_does_not_verify(
+    captory: Captory, quick: Captory, photos: Path, tmp_path: Path
+) -> None:
     out = tmp_path / "out"
-    assert captory("run", photos, "--out", out, "--limit", 2).code == 0
+    assert quick("run", photos, "--out", out, "--limit", 2).code == 0
     [shard] = (out / "shards").glob("*.tar")
     shard.write_bytes(shard.read_bytes()[:-1])
     told = captory("verify", out)

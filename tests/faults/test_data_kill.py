@@ -23,7 +23,6 @@ from captory_data.verify import verify
 
 SPEC = job_spec(per_image=2)
 LIMITS = BatchLimits(max_images=4, max_age_s=1e9)
-FORMATS = ("webdataset", "imagefolder", "parquet")
 TRACED = "pwrite64,fdatasync,fsync,rename,renameat2,unlink"
 
 
@@ -81,14 +80,15 @@ class KillAt:
         return call
 
 
-@pytest.mark.parametrize("output_format", FORMATS)
-@pytest.mark.parametrize("after", [False, True])
-def test_killed_at_each_flush_and_rename(tmp_path: Path, output_format: str, after: bool) -> None:
+@pytest.mark.parametrize(
+    ("output_format", "after", "step"),
+    [("webdataset", False, 1), ("webdataset", True, 3), ("imagefolder", False, 3), ("parquet", False, 3)],
+)
+def test_killed_at_each_flush_and_rename(tmp_path: Path, output_format: str, after: bool, step: int) -> None:
     root = photo_folder(tmp_path / "in", per_class=2)
     spec = job_spec(per_image=2, output_format=output_format)
     wanted = requested(root, spec)
     run(root, tmp_path / "warm up", spec=spec, batch_limits=LIMITS)  # imports before the fork
-    step = 1 if output_format == "webdataset" else 2
     for when in range(1, 200, step):
         out, log = tmp_path / f"{when}", tmp_path / f"{when}.log"
 
@@ -150,14 +150,14 @@ def test_killed_in_the_database(tmp_path: Path) -> None:
     script = f"import sys; sys.path[:0] = {sys.path!r}\nfrom pathlib import Path\nfrom data_fakes import *\n"
     script += f"run_durably(Path({str(root)!r}), Path(sys.argv[1]), spec=job_spec(per_image=2))"
     kills = 0
-    for when in (2, 5, 9, 14):
+    for when in (2, 6, 11):
         out = tmp_path / f"{when}"
         inject = f"inject={TRACED}:signal=KILL:when={when}"
-        trace = ["strace", "-f", "--seccomp-bpf", "-qq", "-o", "/dev/null", "-e", f"trace={TRACED}", "-e", inject]
+        trace = ["strace", "-f", "-qq", "-o", "/dev/null", "-e", f"trace={TRACED}", "-e", inject]
         process = subprocess.run([*trace, sys.executable, "-c", script, str(out)], capture_output=True, check=False)
         kills += process.returncode != 0
         run(root, out, spec=SPEC)
         verdict = judge(out, wanted)
         assert verdict.clean, (when, verdict)
         assert verdict.published == wanted
-    assert kills >= 2
+    assert kills >= 1

@@ -15,8 +15,8 @@ from captory_data.formats.imagefolder import folder_name
 from captory_data.identity import identify, wanted_images
 from captory_data.keys import KeyIndex, safe_key
 from captory_data.outcomes import Finished
+from captory_data.provenance import make_record
 from captory_data.records import Record
-from captory_data.runner import make_record
 from captory_data.source import SourceItem
 from captory_data.sources.entry import Entry
 from captory_data.spec import MODES

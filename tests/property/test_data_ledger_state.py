@@ -12,7 +12,8 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
 from captory_data.errors import LedgerError
-from captory_data.ledger import LEDGER_NAME, FailureRow, ImageRow, Ledger, Shard, State
+from captory_data.ledger import LEDGER_NAME, Ledger
+from captory_data.rows import FailureRow, ImageRow, Shard, State
 
 NUMBERS = st.lists(st.integers(0, 30), unique=True, min_size=1, max_size=6)
 

@@ -11,8 +11,9 @@ import pytest
 
 from captory_data.dataset import open_ledger
 from captory_data.errors import LedgerError, LockedError
-from captory_data.ledger import LEDGER_NAME, FailureRow, ImageRow, Ledger, Shard, State
+from captory_data.ledger import LEDGER_NAME, Ledger
 from captory_data.lock import locked
+from captory_data.rows import FailureRow, ImageRow, Shard, State
 from captory_data.schema import SCHEMA_VERSION
 
 

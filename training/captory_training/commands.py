@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from captory_training.evaluation import Evaluation, Settings
 
 evaluate = typer.Typer(help="Measure how good a family is.", no_args_is_help=True)
-SHEET_ROWS = 12
+SHEET_ROWS = 8
 
 
 @evaluate.callback()

@@ -9,8 +9,9 @@ from functools import cached_property
 from pathlib import Path
 from typing import NamedTuple, Protocol
 
-from captory_data.ledger import ClassRow, ImageRow, Ledger, Shard
+from captory_data.ledger import Ledger
 from captory_data.records import Record
+from captory_data.rows import ClassRow, ImageRow, Shard
 
 NO_CLASS = -1
 

@@ -14,9 +14,10 @@ import pyarrow.parquet as pq
 from captory_data.durable import TMP_SUFFIX, atomic_file, file_sha256, flush_folder, make_folder, storage_errors
 from captory_data.formats.base import Layout, Sample, Stored
 from captory_data.formats.table import columns_of, schema_for
-from captory_data.ledger import ImageRow, Ledger, Shard
+from captory_data.ledger import Ledger
 from captory_data.paging import pages
 from captory_data.records import Record
+from captory_data.rows import ImageRow, Shard
 
 METADATA_NAME = "metadata.parquet"
 NO_CLASS_FOLDER = "unlabelled"

@@ -7,7 +7,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from captory_data.durable import TMP_SUFFIX, storage_errors
-from captory_data.ledger import Ledger, Shard
+from captory_data.ledger import Ledger
+from captory_data.rows import Shard
 
 
 class NumberedFiles:

@@ -9,8 +9,8 @@ from typing import Any
 import pyarrow as pa
 
 from captory_data.formats.base import NO_CLASS
-from captory_data.ledger import ClassRow
 from captory_data.records import Record
+from captory_data.rows import ClassRow
 
 RECORD_COLUMNS = {
     "id": pa.string(),

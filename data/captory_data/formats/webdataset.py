@@ -11,7 +11,7 @@ from webdataset.writer import TarWriter
 from captory_data.durable import atomic_file, file_sha256
 from captory_data.formats.base import Layout, Sample, Stored
 from captory_data.formats.numbered import NumberedFiles
-from captory_data.ledger import ImageRow, Shard
+from captory_data.rows import ImageRow, Shard
 
 
 class WebDatasetFormat(NumberedFiles):
