@@ -48,12 +48,14 @@ stubs: $(DEV)/.ready
 
 $(VENV)/.ready: pyproject.toml
 	$(PYTHON) -m venv $(VENV)
+	$(VENV)/bin/python -m pip install $(PIP_FLAGS) --upgrade pip
 	$(VENV)/bin/python -m pip install $(PIP_FLAGS) -e .
 	@touch $@
 
 # torch first and pinned: left to itself, pip may bring several gigabytes of it.
 $(DEV)/.ready: pyproject.toml
 	$(PYTHON) -m venv $(DEV)
+	$(DEV)/bin/python -m pip install $(PIP_FLAGS) --upgrade pip
 	$(DEV)/bin/python -m pip install $(PIP_FLAGS) $(if $(TORCH_INDEX),--index-url $(TORCH_INDEX)) $(TORCH)
 	$(DEV)/bin/python -m pip install $(PIP_FLAGS) -e '.[lint]'
 	@touch $@

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 from captory_data.classes import MAX_CLASSES, Classes, read_classes
@@ -85,9 +85,9 @@ class Source:
 
     def _add(self, key: str, entry: Entry) -> None:
         if self._recaption and entry.path is not None:
-            entry = replace(entry, caption=None, prompt=None)
+            entry = entry._replace(caption=None, prompt=None)
         if entry.class_id is not None:
-            entry = replace(entry, class_id=safe_key(entry.class_id))
+            entry = entry._replace(class_id=safe_key(entry.class_id))
         if not self._index.add(key, entry.dumps()):
             error = ItemError(Reason.DUPLICATE_KEY, f"the key {key} was given before")
             self._copies[key] += 1

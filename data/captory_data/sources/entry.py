@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
-from dataclasses import astuple, dataclass
+from typing import NamedTuple
 
 from captory_data.errors import ItemError
 
@@ -13,8 +13,7 @@ MAX_FILE_BYTES = 64 << 20
 MAX_TEXT_BYTES = 64 << 10
 
 
-@dataclass(frozen=True, slots=True)
-class Entry:
+class Entry(NamedTuple):
     """Content by place: `path` below the input's root, and `offset` and `size` where it lies inside an archive."""
 
     class_id: str | None = None
@@ -34,7 +33,7 @@ class Entry:
 
     def dumps(self) -> str:
         """As text for the index."""
-        return json.dumps(astuple(self), separators=(",", ":"))
+        return json.dumps(self, separators=(",", ":"))
 
     @classmethod
     def loads(cls, text: str) -> Entry:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import tarfile
 from collections.abc import Iterator
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from itertools import groupby
 from pathlib import Path
 from typing import Any
@@ -67,7 +67,7 @@ def _sample(tar_name: str, base: str, members: list[_Member]) -> Entry | None:
             return entry if entry.caption or entry.prompt else None
         if not image.info.isreg():
             raise ItemError(Reason.OUTSIDE_INPUT, "the image is a link or a device")
-        return replace(entry, path=tar_name, offset=image.info.offset_data, size=image.info.size)
+        return entry._replace(path=tar_name, offset=image.info.offset_data, size=image.info.size)
     except ItemError as error:
         return Entry.broken(error)
 
@@ -81,10 +81,10 @@ def _described(members: dict[str, _Member]) -> Entry:
     entry = described(_json(members["json"].text)) if "json" in members else Entry()
     if "cls" in members:
         label = bounded(members["cls"].text.decode(errors="replace").strip())
-        entry = replace(entry, class_id=entry.class_id or label or None)
+        entry = entry._replace(class_id=entry.class_id or label or None)
     if "txt" in members:
         text = bounded(members["txt"].text.decode(errors="replace").strip())
-        entry = replace(entry, caption=entry.caption or text or None)
+        entry = entry._replace(caption=entry.caption or text or None)
     return entry
 
 
