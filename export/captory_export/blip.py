@@ -138,7 +138,8 @@ def check(model: Any, vision: Path, decoder: Path, prefixes: Sequence[Sequence[i
     encoder, decoding = (
         onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"]) for path in (vision, decoder)
     )
-    keys, values = encoder.run(["cross_keys", "cross_values"], {"pixel_values": pixel_values.numpy()})
+    encoded: Any = encoder.run(["cross_keys", "cross_values"], {"pixel_values": pixel_values.numpy()})
+    keys, values = encoded
     max_new_tokens = text.max_position_embeddings - max(map(len, prefixes))
     wanted = joined(decode_reference(model, pixel_values, prefix, max_new_tokens) for prefix in prefixes)
     got = joined(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import onnxruntime
@@ -86,7 +86,8 @@ def decode_greedily(
     for _ in range(max_new_tokens):
         position_ids = table.lengths[:, None] + np.arange(input_ids.shape[1])
         feed = {"input_ids": input_ids, "position_ids": np.minimum(position_ids, max_positions - 1)}
-        scores, keys, values = session.run(None, {**feed, **table.inputs(), **(cross or {})})
+        outputs: Any = session.run(None, {**feed, **table.inputs(), **(cross or {})})
+        scores, keys, values = outputs
         table.append(keys, values, counts)
         chosen = scores[np.arange(len(prompts)), last]  # [B, V]
         live = [row for row, done in enumerate(ids) if not done or done[-1] != eos_id]

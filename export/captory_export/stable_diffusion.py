@@ -107,7 +107,7 @@ def export(graph: Graph, folder: Path, *, files: Mapping[str, bytes] | None = No
 
 
 @torch.no_grad()
-def check(graph: Graph, path: Path) -> dict[str, float]:
+def check(graph: Graph, path: Path) -> dict[str, Any]:
     """Return the largest and mean absolute difference between torch and ONNX Runtime over several batch sizes."""
     session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
     differences = []

@@ -1,4 +1,4 @@
-"""The policy by simulation: no starvation, bounds held, every admitted task released once, full batches when saturated."""
+"""The policy by simulation: nobody starves, bounds hold, every task is released once, saturated batches are full."""
 
 from __future__ import annotations
 

@@ -54,7 +54,12 @@ def planned_image(sampler: str, schedule: NoiseSchedule, noise: Any, steps: int)
 @pytest.mark.parametrize("steps", [1, 2, 3, 4, 8, 15, 20, 50])
 @pytest.mark.parametrize("sampler", ["ddim", "euler", "dpmpp-2m"])
 def test_equals_diffusers(sampler: str, steps: int, beta_schedule: str, prediction_type: str) -> None:
-    base = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": beta_schedule, "prediction_type": prediction_type}
+    base = {
+        "beta_start": 0.00085,
+        "beta_end": 0.012,
+        "beta_schedule": beta_schedule,
+        "prediction_type": prediction_type,
+    }
     noise = np.random.default_rng(steps).normal(size=(1, 8, 4, 4)).astype(np.float32)
     expected = reference_image(sampler, base, noise, steps)
     found = planned_image(sampler, NoiseSchedule(**base), noise, steps)

@@ -8,6 +8,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
 from captory_training.picto.__main__ import main
 from captory_training.picto.captions import CAPTION_QUALITIES, caption, full_caption
 from captory_training.picto.kinds import CLASS_NAMES, KIND_BY_KEY, KINDS
@@ -23,8 +26,6 @@ from captory_training.picto.scene import (
     sample_scene,
 )
 from captory_training.picto.sheet import contact_sheet, sample_by_kind
-from hypothesis import given
-from hypothesis import strategies as st
 
 SEEDS = st.integers(min_value=0, max_value=2**32)
 NUM_SAMPLED = 600

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import io
-from collections.abc import AsyncIterator, Iterator, Mapping
+from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -37,7 +37,7 @@ def repository(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
-def sessions(monkeypatch: pytest.MonkeyPatch) -> Iterator[dict[str, FakeSession]]:
+def sessions(monkeypatch: pytest.MonkeyPatch) -> dict[str, FakeSession]:
     """The sessions that a pipeline opens, by model, for their faults and records."""
     opened: dict[str, FakeSession] = {}
 
@@ -46,7 +46,7 @@ def sessions(monkeypatch: pytest.MonkeyPatch) -> Iterator[dict[str, FakeSession]
         return opened[model.name]
 
     monkeypatch.setattr(assembly, "open_session", open_session)
-    yield opened
+    return opened
 
 
 @asynccontextmanager

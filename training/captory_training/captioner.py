@@ -97,9 +97,7 @@ def build_blip() -> BlipForConditionalGeneration:
         "patch_size": PATCH_PX,
         "initializer_range": 0.04,  # transformers' default for BLIP, 1e-10, is only for loading weights
     }
-    config = BlipConfig(  # type: ignore[no-untyped-call]
-        text_config=text, vision_config=vision, projection_dim=WIDTH, image_text_hidden_size=WIDTH
-    )
+    config = BlipConfig(text_config=text, vision_config=vision, projection_dim=WIDTH, image_text_hidden_size=WIDTH)
     model = BlipForConditionalGeneration(config)
     with torch.no_grad():
         model.vision_model.embeddings.position_embedding[0, 1:] = grid_positions(GRID, WIDTH)

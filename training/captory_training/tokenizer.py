@@ -102,7 +102,7 @@ def save_tokenizer(tokenizer: Tokenizer, folder: Path) -> None:
     """Write `tokenizer.json` and the two configuration files that transformers' `from_pretrained` reads."""
     from transformers import PreTrainedTokenizerFast
 
-    PreTrainedTokenizerFast(  # type: ignore[no-untyped-call]
+    PreTrainedTokenizerFast(
         tokenizer_object=tokenizer,
         pad_token=SPECIAL_TOKENS[PAD_ID],
         bos_token=SPECIAL_TOKENS[BOS_ID],

@@ -146,7 +146,7 @@ class Trainer:
         self._set_learning_rate()
         loss, metrics = self.loss(draw(self.plan.seed, self.progress.step, self.plan.batch_size, self.num_items))
         self.optimizer.zero_grad(set_to_none=True)
-        loss.backward()  # type: ignore[no-untyped-call]
+        loss.backward()
         norm = torch.nn.utils.clip_grad_norm_(self.parameters.values(), self.plan.max_grad_norm)
         if torch.isfinite(norm):
             self.optimizer.step()
@@ -196,7 +196,8 @@ class Trainer:
         decay = min(self.plan.ema_decay, (1 + self.progress.step) / (10 + self.progress.step))
         now = self.module.state_dict()
         floats = [name for name, value in now.items() if value.is_floating_point()]
-        torch._foreach_lerp_([self.ema[name] for name in floats], [now[name] for name in floats], 1 - decay)
+        for name in floats:
+            self.ema[name].lerp_(now[name], 1 - decay)
         for name in now.keys() - set(floats):
             self.ema[name].copy_(now[name])
 

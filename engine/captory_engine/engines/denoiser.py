@@ -82,10 +82,9 @@ class Denoiser:
 
     def _table(self, task: DenoiseTask) -> Slots:
         if task.shape not in self._slots:
-            arrays = dict.fromkeys(("x", "denoised"), (task.shape, np.float32))
-            self._slots[task.shape] = Slots(
-                arrays | dict.fromkeys(("text", "negative_text"), (task.text.shape, np.float32))
-            )
+            shapes: dict[str, tuple[int, ...]] = {"x": task.shape, "denoised": task.shape}
+            shapes |= {"text": task.text.shape, "negative_text": task.text.shape}
+            self._slots[task.shape] = Slots({name: (shape, np.float32) for name, shape in shapes.items()})
         return self._slots[task.shape]
 
     def _enter(self, task: DenoiseTask, slots: Slots) -> None:
