@@ -91,9 +91,9 @@ class Client:
         """What the server runs, its defaults and its limits."""
         return await _explained(self._stub.GetServerInfo(pb.GetServerInfoRequest(), timeout=deadline_s))
 
-    async def wait_ready(self) -> None:
+    async def wait_ready(self, backoff: Backoff | None = None) -> None:
         """Come back when the server serves. Raises `ServerLost` after the back-off's total without a connection."""
-        patience = Patience(self._backoff)
+        patience = Patience(backoff or self._backoff)
         while True:
             try:
                 return await self._watch_health()

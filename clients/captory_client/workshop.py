@@ -6,9 +6,14 @@ from collections.abc import Sequence
 from contextlib import AsyncExitStack
 from typing import Self
 
+from captory_client.backoff import Backoff
 from captory_client.client import Client
 from captory_client.local_server import LocalServer
 from captory_proto.v1 import captory_pb2 as pb
+
+
+# A server that was never there is more likely a wrong address than one that is being restarted.
+FIRST_CONTACT = Backoff(total_s=5.0)
 
 
 class Workshop:
@@ -31,7 +36,7 @@ class Workshop:
         """A client of a server that serves. Raises `ServerLost` when there is none to be had."""
         if self._client is None:
             client = await self._stack.enter_async_context(await self._connect())
-            await client.wait_ready()
+            await client.wait_ready(FIRST_CONTACT)
             self._client = client
         return self._client
 

@@ -42,17 +42,17 @@ class TransportError(DataError):
 class Reason(StrEnum):
     """Why an item failed before it reached the server, or after it."""
 
-    BAD_KEY = "bad_key"
-    BAD_METADATA = "bad_metadata"
-    BAD_RESULT = "bad_result"
-    CORRUPT_ARCHIVE = "corrupt_archive"
-    DUPLICATE_KEY = "duplicate_key"
-    EMPTY_FILE = "empty_file"
-    INCOMPLETE = "incomplete"
-    OUTSIDE_INPUT = "outside_input"
-    TOO_LARGE = "too_large"
-    UNKNOWN_CLASS = "unknown_class"
-    UNREADABLE = "unreadable"
+    BAD_KEY = "BAD_KEY"
+    BAD_METADATA = "BAD_METADATA"
+    BAD_RESULT = "BAD_RESULT"
+    CORRUPT_ARCHIVE = "CORRUPT_ARCHIVE"
+    DUPLICATE_KEY = "DUPLICATE_KEY"
+    EMPTY_FILE = "EMPTY_FILE"
+    INCOMPLETE = "INCOMPLETE"
+    OUTSIDE_INPUT = "OUTSIDE_INPUT"
+    TOO_LARGE = "TOO_LARGE"
+    UNKNOWN_CLASS = "UNKNOWN_CLASS"
+    UNREADABLE = "UNREADABLE"
 
 
 class ItemError(Exception):

@@ -86,7 +86,7 @@ def test_one_bad_item_is_a_row(tmp_path: Path, photos: Path) -> None:
     maker = Maker(spoil=lambda item: failing(item) if item.key == "cat/1.png" else None)
     summary = run(photos, out, maker, spec)
     assert (summary.images, summary.failed, summary.exit_code) == (10, 4, 3)
-    assert [row[:2] for row in failures(out)] == [("bird/empty.png", "empty_file")] * 2 + [
+    assert [row[:2] for row in failures(out)] == [("bird/empty.png", "EMPTY_FILE")] * 2 + [
         ("cat/1.png", "invalid_image")
     ] * 2
     assert judge(out, requested(photos, spec)).clean
@@ -145,7 +145,7 @@ def test_results_that_misbehave(tmp_path: Path, photos: Path) -> None:
     summary = run(photos, out, Maker(spoil=spoil))
     assert (summary.items, summary.images, summary.failed) == (6, 1, 5)
     rows = failures(out)
-    assert [row[1] for row in rows] == ["incomplete", "bad_result", "bad_result", "r", "r"]
+    assert [row[1] for row in rows] == ["INCOMPLETE", "BAD_RESULT", "BAD_RESULT", "r", "r"]
     assert all("\x1b" not in row[2] and len(row[2]) <= 500 for row in rows)
     assert judge(out, requested(photos, job_spec())).clean
 

@@ -91,13 +91,13 @@ def test_metadata_jsonl_lets_items_enter_anywhere(tmp_path: Path) -> None:
     assert items["images/2.png"].load().caption == "a red kite"
     assert items["images/3.png"].load().prompt == "a photo of a kite"
     assert sorted(reasons(source).values()) == [
-        "bad_key",
-        "bad_key",
-        "bad_metadata",
-        "bad_metadata",
-        "bad_metadata",
-        "duplicate_key",
-        "unreadable",
+        "BAD_KEY",
+        "BAD_KEY",
+        "BAD_METADATA",
+        "BAD_METADATA",
+        "BAD_METADATA",
+        "DUPLICATE_KEY",
+        "UNREADABLE",
     ]
     again = {item.key: item for item in open_source(tmp_path, recaption=True)}
     with pytest.raises(ItemError, match="No such file"):
@@ -139,9 +139,9 @@ def test_tars(tmp_path: Path) -> None:
     assert items["b.tar/y"].class_name == "seven"
     assert items["b.tar/w"].load().caption == "only words"
     assert reasons(source) == {
-        "b.tar/../out": "bad_key",
-        "b.tar/bad": "bad_metadata",
-        next(key for key in items if "#duplicate" in key): "duplicate_key",
+        "b.tar/../out": "BAD_KEY",
+        "b.tar/bad": "BAD_METADATA",
+        next(key for key in items if "#duplicate" in key): "DUPLICATE_KEY",
     }
     assert keys(open_source(second)) == [key for key in keys(source) if key.startswith("b.tar")]
     assert {item.key: item for item in open_source(tmp_path, recaption=True)}["a.tar/k"].load().image == picture(6)
@@ -151,10 +151,10 @@ def test_a_truncated_tar_gives_what_it_has(tmp_path: Path) -> None:
     path = make_tar(tmp_path / "t.tar", [("a.png", picture(1)), ("b.png", picture(2) * 50)])
     path.write_bytes(path.read_bytes()[:2600])
     source = open_source(path)
-    assert reasons(source).get("t.tar") == "corrupt_archive"
+    assert reasons(source).get("t.tar") == "CORRUPT_ARCHIVE"
     assert {item.key: item for item in source}["t.tar/a"].load().image == picture(1)
     (tmp_path / "t.tar").write_bytes(b"not a tar" * 200)
-    assert reasons(open_source(tmp_path / "t.tar")) == {"t.tar": "corrupt_archive"}
+    assert reasons(open_source(tmp_path / "t.tar")) == {"t.tar": "CORRUPT_ARCHIVE"}
 
 
 def test_links_devices_and_sizes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -171,11 +171,11 @@ def test_links_devices_and_sizes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     with open(root / "huge.png", "wb") as file:
         file.truncate(MAX_FILE_BYTES + 1)
     assert reasons(open_source(root)) == {
-        "out.png": "outside_input",
-        "folder": "outside_input",
-        "empty.png": "empty_file",
-        "pipe.png": "unreadable",
-        "huge.png": "too_large",
+        "out.png": "OUTSIDE_INPUT",
+        "folder": "OUTSIDE_INPUT",
+        "empty.png": "EMPTY_FILE",
+        "pipe.png": "UNREADABLE",
+        "huge.png": "TOO_LARGE",
     }
 
 
@@ -184,7 +184,7 @@ def test_unreadable_file_and_folder(tmp_path: Path) -> None:
     root = photo_folder(tmp_path / "in", per_class=1)
     (root / "bird" / "0.png").chmod(0)
     (root / "cat").chmod(0)
-    assert reasons(open_source(root)) == {"bird/0.png": "unreadable", "cat": "unreadable"}
+    assert reasons(open_source(root)) == {"bird/0.png": "UNREADABLE", "cat": "UNREADABLE"}
 
 
 def test_an_error_of_the_disk_is_the_items(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -195,7 +195,7 @@ def test_an_error_of_the_disk_is_the_items(tmp_path: Path, monkeypatch: pytest.M
         raise PermissionError(13, "Permission denied")
 
     monkeypatch.setattr(files.os, "open", refuse)
-    assert reasons(source) == {"a/0.png": "unreadable"}
+    assert reasons(source) == {"a/0.png": "UNREADABLE"}
 
 
 def test_odd_names_are_spelled_out(tmp_path: Path) -> None:
@@ -251,7 +251,7 @@ def test_classes_file(tmp_path: Path) -> None:
         source = open_source(root, classes=path)
         assert source.classes.ids() == ["n01", "n02"]
         assert [item.class_name for item in source] == ["crane bird", "crane machine", ""]
-        assert reasons(source) == {"zzz/0.png": "unknown_class"}
+        assert reasons(source) == {"zzz/0.png": "UNKNOWN_CLASS"}
 
 
 @pytest.mark.parametrize(
@@ -277,4 +277,4 @@ def test_wrong_classes_files(tmp_path: Path, name: str, text: str) -> None:
 def test_a_text_that_is_too_long(tmp_path: Path) -> None:
     row = {"file_name": "a.png", "caption": "x" * (entry.MAX_TEXT_BYTES + 1)}
     (tmp_path / "metadata.jsonl").write_text(json.dumps(row))
-    assert reasons(open_source(tmp_path)) == {"a.png": "too_large"}
+    assert reasons(open_source(tmp_path)) == {"a.png": "TOO_LARGE"}

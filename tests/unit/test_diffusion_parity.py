@@ -63,4 +63,6 @@ def test_equals_diffusers(sampler: str, steps: int, beta_schedule: str, predicti
     noise = np.random.default_rng(steps).normal(size=(1, 8, 4, 4)).astype(np.float32)
     expected = reference_image(sampler, base, noise, steps)
     found = planned_image(sampler, NoiseSchedule(**base), noise, steps)
-    np.testing.assert_allclose(found, expected, rtol=0, atol=3e-5 * max(1.0, np.abs(expected).max()))
+    # diffusers' Euler keeps x in float32 at the scale of its first sigma, 20,000 for squared cosine betas
+    rounding = 3e-7 * NoiseSchedule(**base).sigmas[-1] if sampler == "euler" else 0.0
+    np.testing.assert_allclose(found, expected, rtol=0, atol=max(3e-5 * max(1.0, np.abs(expected).max()), rounding))

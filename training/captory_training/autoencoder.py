@@ -8,6 +8,8 @@ differences for crisp outlines. The decoder learns with noise on its latents, so
 from __future__ import annotations
 
 import json
+import os
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -127,6 +129,16 @@ def encode_all(autoencoder: Autoencoder, images: NDArray[np.uint8], batch_size: 
     return np.concatenate([autoencoder.encode(to_tensor(batch)).numpy().astype(np.float16) for batch in batches])
 
 
+def cached_latents(autoencoder: Autoencoder, images: NDArray[np.uint8], path: Path) -> NDArray[np.float16]:
+    """Return the latents of all images, float16 [N, 8, 8, 8], encoding them the first time."""
+    if not path.exists():
+        temporary = path.with_suffix(".tmp.npy")
+        np.save(temporary, encode_all(autoencoder, images))
+        os.replace(temporary, path)
+    latents: NDArray[np.float16] = np.load(path)
+    return latents
+
+
 def load(folder: Path) -> Autoencoder:
     """Return the autoencoder in a Hugging Face folder, ready to use."""
     shuffle = json.loads((folder / "config.json").read_text())["pixel_shuffle_factor"]
@@ -145,21 +157,43 @@ def train(corpus: Corpus, out: Path, plan: Plan) -> Autoencoder:
     return autoencoder
 
 
+def tune_decoder(autoencoder: Autoencoder, images: NDArray[np.uint8], out: Path, plan: Plan) -> None:
+    """Go on training the decoder alone: the latents stay, so a painter may learn them at the same time."""
+    latents = cached_latents(autoencoder, images, out / "latents.npy")
+    autoencoder.vae.encoder.requires_grad_(False)
+    autoencoder.vae.quant_conv.requires_grad_(False)
+
+    def loss(draw: Draw) -> tuple[torch.Tensor, dict[str, float]]:
+        target = to_tensor(images[draw.indices])
+        clean = torch.from_numpy(latents[draw.indices].astype(np.float32))
+        noisy = clean + LATENT_NOISE * torch.randn(clean.shape, generator=draw.generator)
+        output = autoencoder.decode(noisy)
+        return reconstruction_loss(output, target), {"l1": functional.l1_loss(output, target).item()}
+
+    Trainer(autoencoder, loss, len(images), plan, out / "decoder").run()
+    autoencoder.load_state_dict(load_ema(out / "decoder"))
+    autoencoder.eval().vae.save_pretrained(out / "vae-tuned")
+
+
 def main(
     out: Annotated[Path, typer.Option(help="folder of the run")],
     corpus: Annotated[Path, typer.Option(help="folder of the corpus")],
     max_minutes: float = 26.0,
+    decoder_minutes: Annotated[float, typer.Option(help="of training for the decoder alone, afterwards")] = 13.0,
     seed: int = 0,
     steps: int | None = None,
     num_scenes: int = 80_000,
     single_share: float = 0.7,
 ) -> None:
-    """Train the autoencoder."""
+    """Train the autoencoder to `OUT/vae`, then its decoder further to `OUT/vae-tuned`."""
     torch.set_num_threads(2)
     plan = Plan(
         seed=seed, batch_size=32, learning_rate=1.5e-3, max_minutes=max_minutes, max_steps=steps, ema_decay=0.995
     )
-    train(Corpus.open(corpus, num_scenes, single_share=single_share), out, plan)
+    scenes = Corpus.open(corpus, num_scenes, single_share=single_share)
+    autoencoder = train(scenes, out, plan)
+    if decoder_minutes > 0:
+        tune_decoder(autoencoder, scenes.images, out, replace(plan, learning_rate=1e-3, max_minutes=decoder_minutes))
 
 
 if __name__ == "__main__":

@@ -9,7 +9,6 @@ attention-pooled states added to the time embedding), which teaches kinds much f
 from __future__ import annotations
 
 import json
-import os
 from functools import lru_cache
 from pathlib import Path
 from typing import Annotated, Any
@@ -26,7 +25,7 @@ from transformers import CLIPTextModel, PreTrainedTokenizerFast
 from captory_training import autoencoder as autoencoders
 from captory_training import painter_text
 from captory_training import reader as readers
-from captory_training.autoencoder import LATENT_CHANNELS, Autoencoder, encode_all, to_images
+from captory_training.autoencoder import LATENT_CHANNELS, Autoencoder, cached_latents, to_images
 from captory_training.corpus import Corpus, Recipe, scene_labels
 from captory_training.painter_text import HIDDEN_SIZE, StateCache, sample_caption
 from captory_training.picto.captions import full_caption
@@ -157,16 +156,6 @@ def contact_sheet(images: NDArray[np.uint8], path: Path, columns: int = 16) -> N
     Image.fromarray(np.concatenate([row for row in rows if row.shape == rows[0].shape])).save(path)
 
 
-def cached_latents(autoencoder: Autoencoder, corpus: Corpus, path: Path) -> NDArray[np.float16]:
-    """Return the latents of the corpus, float16 [N, 8, 8, 8], encoding them the first time."""
-    if not path.exists():
-        temporary = path.with_suffix(".tmp.npy")
-        np.save(temporary, encode_all(autoencoder, corpus.images))
-        os.replace(temporary, path)
-    latents: NDArray[np.float16] = np.load(path)
-    return latents
-
-
 def save_pipeline(
     folder: Path, unet: UNet2DConditionModel, text_encoder: CLIPTextModel, vae: AutoencoderKL, tokenizer: Path
 ) -> None:
@@ -210,7 +199,7 @@ def main(
     text_plan = Plan(seed=seed, learning_rate=1e-3, max_minutes=text_minutes, max_steps=1500, ema_decay=0.99)
     text_encoder = painter_text.train(words, Recipe(1, single_share=single_share), out / "text", text_plan)
     autoencoder = autoencoders.load(vae)
-    latents = cached_latents(autoencoder, scenes, out / "latents.npy")
+    latents = cached_latents(autoencoder, scenes.images, out / "latents.npy")
 
     torch.manual_seed(seed)
     unet, states = build(), StateCache(text_encoder, words, MAX_CACHED_CAPTIONS)

@@ -6,8 +6,6 @@ import tarfile
 from collections.abc import Iterator, Sequence
 from itertools import groupby
 
-from webdataset.writer import TarWriter
-
 from captory_data.durable import atomic_file, file_sha256
 from captory_data.formats.base import Layout, Sample, Stored
 from captory_data.formats.numbered import NumberedFiles
@@ -24,6 +22,8 @@ class WebDatasetFormat(NumberedFiles):
 
     def write(self, number: int, samples: Sequence[Sample]) -> Shard:
         """One tar, in the order given."""
+        from webdataset.writer import TarWriter  # which imports torch where there is one
+
         path = self.path_of(number)
         with (
             atomic_file(path) as file,
