@@ -85,25 +85,26 @@ def _build(root: Path, family: Family, sessions: dict[str, Session], config: Eng
     writer = Writer(device, spec, Tokenizer(root / spec.tokenizer)) if spec else None
     framed = PromptTokenizer(Tokenizer(root / family.painter.tokenizer), family.painter.max_tokens)
     painter = Painter(device, family.painter, framed, CACHED_TEXTS)
-    return Pipeline(_info(family, sessions, config.limits), device, captioner, writer, painter)
+    return Pipeline(_info(family, sessions, config.limits), device, captioner, writer, painter, [*sessions.values()])
 
 
 def _engines(family: Family, sessions: dict[str, Session], profiles: dict[str, Profile]) -> list[StepEngine[Any]]:
     """The engines in pipeline order."""
     captioner, writer, painter = family.captioner, family.writer, family.painter
     rule = BatchRule(exact_rows=EXACT_ROWS)
+    wording = BatchRule(exact_rows=EXACT_ROWS, always=True)  # a changed bit may change a word, in `stable` too
     words = DecoderShape(
         captioner.num_layers, captioner.num_heads, captioner.head_dim, captioner.max_positions, captioner.eos_id
     )
     engines: list[StepEngine[Any]] = [
-        SingleStep("vision", sessions[captioner.vision], profiles["vision"], rule),
-        TokenDecoder("caption", sessions[captioner.decoder], words, profiles["caption"], rule),
+        SingleStep("vision", sessions[captioner.vision], profiles["vision"], wording),
+        TokenDecoder("caption", sessions[captioner.decoder], words, profiles["caption"], wording),
     ]
     if writer:
         shape = DecoderShape(
             writer.num_layers, writer.num_kv_heads, writer.head_dim, writer.max_positions, writer.eos_id
         )
-        engines.append(TokenDecoder("write", sessions[writer.decoder], shape, profiles["write"], rule))
+        engines.append(TokenDecoder("write", sessions[writer.decoder], shape, profiles["write"], wording))
     return [
         *engines,
         SingleStep("text", sessions[painter.text_encoder], profiles["text"], rule),

@@ -14,9 +14,12 @@ from typing import Any, NamedTuple, Protocol, TypeVar
 
 from captory_engine.errors import CaptoryError, Unavailable
 from captory_engine.items import WorkClass
-from captory_engine.scheduler import Batch, Entry, Profile, StageQueue, pick
+from captory_engine.scheduler import RANKS, Batch, Entry, Profile, StageQueue, pick
 
 log = logging.getLogger(__name__)
+
+# Tasks of a class that a stage holds, in full batches: enough for the policy to choose from, and no more.
+PLACES = 4
 
 TaskT = TypeVar("TaskT", bound="Task", contravariant=True)
 
@@ -69,6 +72,7 @@ class _Ticket:
     arrival: int
     future: asyncio.Future[Any]
     entry: Entry | None = None
+    running: bool = False
     alone: bool = False
 
 
@@ -97,6 +101,11 @@ class Device:
         self._changed = asyncio.Event()
         self._in_flight: set[asyncio.Task[None]] = set()
         self._max_in_flight = max_in_flight
+        self._places = {
+            (engine.name, work_class): asyncio.Semaphore(PLACES * engine.profile.max_rows)
+            for engine in engines
+            for work_class in WorkClass
+        }
         self._clock = clock
         self._threads = ThreadPoolExecutor(max_in_flight, thread_name_prefix="captory-device")
         self.counts = {engine.name: StageCounts() for engine in engines}
@@ -112,15 +121,19 @@ class Device:
                 self._launch(batch)
 
     async def submit(self, stage: str, task: Task, work_class: WorkClass = WorkClass.BULK) -> Any:
-        """Run one task to its end and return its result. Cancelling the caller takes the task out within a step."""
-        task_id = next(self._ids)
-        ticket = _Ticket(task, work_class, task_id, asyncio.get_running_loop().create_future())
-        self._tickets[task_id] = ticket
-        self._enqueue(stage, task_id, ticket)
-        try:
-            return await ticket.future
-        finally:
-            self._leave(stage, task_id, ticket)
+        """Run one task to its end and return its result. Cancelling the caller takes the task out within a step.
+
+        A stage holds a bounded number of tasks of each class, and so of slots; further callers wait for a place.
+        """
+        async with self._places[stage, work_class]:
+            task_id = next(self._ids)
+            ticket = _Ticket(task, work_class, task_id, asyncio.get_running_loop().create_future())
+            self._tickets[task_id] = ticket
+            self._enqueue(stage, task_id, ticket)
+            try:
+                return await ticket.future
+            finally:
+                self._leave(stage, task_id, ticket)
 
     @property
     def num_tasks(self) -> int:
@@ -131,17 +144,20 @@ class Device:
         """Wait for the batches in flight, then end the threads."""
         await asyncio.gather(*self._in_flight, return_exceptions=True)
         self._threads.shutdown(wait=True)
+        self.fail(Unavailable("CLOSED", "the engine is shutting down"))
+
+    def fail(self, error: Exception) -> None:
+        """Give every waiting caller an error: nothing will run any more."""
         for ticket in self._tickets.values():
             if not ticket.future.done():
-                ticket.future.set_exception(Unavailable("CLOSED", "the engine is shutting down"))
+                ticket.future.set_exception(error)
 
     def _enqueue(self, stage: str, task_id: int, ticket: _Ticket) -> None:
         key, rows = self._engines[stage].need(ticket.task)
         now = self._clock()
         overdue = now + self._stage[stage].profile.max_wait_s[ticket.work_class]
-        rank = 0 if ticket.work_class is WorkClass.INTERACTIVE else 1
         lane = (key, task_id) if ticket.alone else (key, None)
-        ticket.entry = Entry(rank, ticket.arrival, task_id, lane, rows, now, overdue)
+        ticket.entry = Entry(RANKS[ticket.work_class], ticket.arrival, task_id, lane, rows, now, overdue)
         self._stage[stage].add(ticket.entry)
         self._changed.set()
 
@@ -150,7 +166,7 @@ class Device:
             ticket = self._tickets[task_id]
             assert ticket.entry is not None
             self._stage[batch.stage].remove(ticket.entry)
-            ticket.entry = None
+            ticket.entry, ticket.running = None, True
         self._stage[batch.stage].in_flight += 1
         running = asyncio.create_task(self._run(batch))
         self._in_flight.add(running)
@@ -188,6 +204,7 @@ class Device:
             ticket.alone = True
 
     def _complete(self, stage: str, task_id: int, ticket: _Ticket) -> None:
+        ticket.running = False
         if ticket.future.done():  # its caller left while the batch ran
             self._retire(stage, task_id, ticket)
         elif ticket.task.error is not None:
@@ -202,8 +219,7 @@ class Device:
         if ticket.entry is not None:
             self._stage[stage].remove(ticket.entry)
             ticket.entry = None
-            self._retire(stage, task_id, ticket)
-        elif ticket.task.ended:
+        if not ticket.running:
             self._retire(stage, task_id, ticket)
 
     def _retire(self, stage: str, task_id: int, ticket: _Ticket) -> None:

@@ -137,6 +137,7 @@ class Provenance:
     token_policy: str
     pixel_sha256: str
     backend: str
+    writer: str = "template"
 
 
 @dataclass(frozen=True, slots=True)
@@ -149,12 +150,13 @@ class Painted:
 
 @dataclass(frozen=True, slots=True)
 class Failed:
-    """One image that will not come; `reason` is from the fixed table of `errors`. `dropped` is by policy, no fault."""
+    """One image that will not come, with its error's reason and gRPC status. `dropped` is by policy, no fault."""
 
     sample: Sample
     reason: str
     message: str
     dropped: bool = False
+    status: str = "DATA_LOSS"
 
 
 @dataclass(frozen=True, slots=True)

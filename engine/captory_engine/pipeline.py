@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
+import logging
 import time
-from collections.abc import AsyncGenerator, AsyncIterator, Callable
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
-from typing import Any
+from typing import Any, NamedTuple
 
 from captory_engine import images
 from captory_engine.device import Device
-from captory_engine.errors import CaptoryError, Exhausted, Expired, InvalidInput
+from captory_engine.errors import CaptoryError, Exhausted, Expired, Unavailable
 from captory_engine.info import FamilyInfo
 from captory_engine.items import (
     Captioned,
@@ -20,7 +21,6 @@ from captory_engine.items import (
     Event,
     Failed,
     Item,
-    Mode,
     Painted,
     Prompted,
     Provenance,
@@ -28,7 +28,11 @@ from captory_engine.items import (
     Stage,
 )
 from captory_engine.prompts import PLANS, TokenPolicy, WriterKind, build_prompt, caption_length, clean_model_text
+from captory_engine.sessions.base import Session
 from captory_engine.stages import Captioner, Painter, Share, Writer
+from captory_engine.tokenizer import PromptTokens
+
+log = logging.getLogger(__name__)
 
 RETRY_AFTER_S = 1.0
 
@@ -43,6 +47,7 @@ class Pipeline:
         captioner: Captioner,
         writer: Writer | None,
         painter: Painter,
+        sessions: Sequence[Session] = (),
         *,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
@@ -51,10 +56,12 @@ class Pipeline:
         self._captioner = captioner
         self._writer = writer
         self._painter = painter
+        self._sessions = sessions
         self._clock = clock
         self._room = asyncio.Semaphore(info.limits.max_items)
         self._codecs = ThreadPoolExecutor(2, thread_name_prefix="captory-codec")
         self._loop = asyncio.create_task(device.serve(), name="captory-device")
+        self._loop.add_done_callback(self._loop_ended)
         self._living: set[asyncio.Task[None]] = set()
 
     @property
@@ -93,11 +100,10 @@ class Pipeline:
             await asyncio.wait([life])
             self._living.discard(life)
 
-    async def drain(self, timeout_s: float) -> bool:
-        """Wait until no item is in flight; False when the time ran out first."""
-        if self._living:
-            await asyncio.wait(self._living, timeout=timeout_s)
-        return not self._living
+    def _loop_ended(self, loop: asyncio.Task[None]) -> None:
+        if not loop.cancelled() and (error := loop.exception()) is not None:
+            log.critical("the device's loop has ended", exc_info=error)
+            self.device.fail(Unavailable("DEVICE_LOST", "the device's loop has ended"))
 
     async def close(self) -> None:
         """Stop the device and free its threads."""
@@ -105,6 +111,8 @@ class Pipeline:
         await asyncio.gather(self._loop, return_exceptions=True)
         await self.device.close()
         self._codecs.shutdown(wait=True)
+        for session in self._sessions:
+            session.close()
 
     async def in_codec_thread(self, function: Callable[..., Any], *args: Any) -> Any:
         """Run an image codec off the event loop."""
@@ -114,14 +122,18 @@ class Pipeline:
 
     async def caption(self, image: bytes, digest: str, length: str, share: Share) -> Captioned:
         """The caption of encoded image bytes."""
-        spec, limits = self._captioner.spec, self.info.limits
+        spec = self._captioner.spec
 
         def decode() -> Any:
-            bounds = images.ImageLimits(max_pixels=limits.max_image_pixels)
-            decoded = images.decode_image(image, bounds, min_side_px=spec.image_size_px)
+            decoded = self.decode(image)
             return images.to_pixel_values(decoded, spec.image_size_px, spec.image_mean, spec.image_std)
 
         return await self._captioner.caption(digest, lambda: self.in_codec_thread(decode), length, share)
+
+    def decode(self, image: bytes) -> Any:
+        """Encoded bytes to an RGB image, as large as the captioner needs it; for a codec thread."""
+        limits = images.ImageLimits(max_pixels=self.info.limits.max_image_pixels)
+        return images.decode_image(image, limits, min_side_px=self._captioner.spec.image_size_px)
 
     async def write(self, item: Item, sample: Sample, caption: str) -> tuple[str, str]:
         """One prompt and who wrote it: template, model or fallback."""
@@ -131,37 +143,47 @@ class Pipeline:
         prompt = build_prompt(item.mode, item.class_name, rewritten.text)
         return prompt, "model" if rewritten.accepted else "fallback"
 
-    async def paint(self, prompt: str, policy: TokenPolicy, item: Item, sample: Sample, caption: str) -> Painted:
+    def tokenize(self, prompt: str, policy: TokenPolicy) -> PromptTokens:
+        """The prompt as the painter's text encoder takes it."""
+        return self._painter.tokenizer.encode(prompt, policy)
+
+    async def paint(self, item: Item, sample: Sample, words: _Words) -> Painted:
         """One finished image from a prompt within the token budget."""
-        tokens = self._painter.tokenizer.encode(prompt, policy)
-        pixels = await self._painter.paint(tokens.ids, sample, item.parameters)
-        array = images.latents_to_uint8(pixels)
-        data = await self.in_codec_thread(images.encode_image, array, item.parameters.format)
-        return Painted(
-            data,
-            Provenance(
-                caption=caption,
-                prompt=prompt,
-                class_name=item.class_name,
-                mode=item.mode,
-                sample=sample,
-                parameters=item.parameters,
-                family=self.info.name,
-                models={name: model.sha256 for name, model in self.info.models.items()},
-                token_count=tokens.token_count,
-                token_policy=policy.value,
-                pixel_sha256=images.pixel_sha256(array),
-                backend=self.info.backend,
-            ),
+        pixels = await self._painter.paint(words.tokens.ids, sample, item.parameters)
+
+        def finish() -> tuple[bytes, str]:
+            array = images.latents_to_uint8(pixels)
+            return images.encode_image(array, item.parameters.format), images.pixel_sha256(array)
+
+        data, digest = await self.in_codec_thread(finish)
+        return Painted(data, self._provenance(item, sample, words, digest))
+
+    def _provenance(self, item: Item, sample: Sample, words: _Words, pixel_sha256: str) -> Provenance:
+        return Provenance(
+            caption=words.caption,
+            prompt=words.prompt,
+            class_name=item.class_name,
+            mode=item.mode,
+            sample=sample,
+            parameters=item.parameters,
+            family=self.info.name,
+            models={name: model.sha256 for name, model in self.info.models.items()},
+            token_count=words.tokens.token_count,
+            token_policy=words.policy.value,
+            pixel_sha256=pixel_sha256,
+            backend=self.info.backend,
+            writer=words.writer,
         )
 
-    def over_budget(self, prompt: str, policy: TokenPolicy) -> bool:
-        """Whether the policy drops this prompt."""
-        return self._painter.tokenizer.encode(prompt, policy).dropped
 
-    def count_tokens(self, prompt: str) -> int:
-        """Tokens of a prompt as the painter counts them."""
-        return self._painter.tokenizer.encode(prompt).token_count
+class _Words(NamedTuple):
+    """All that is said of one image before it is painted."""
+
+    caption: str
+    prompt: str
+    writer: str
+    policy: TokenPolicy
+    tokens: PromptTokens
 
 
 class _Life:
@@ -189,12 +211,9 @@ class _Life:
         self._emit(Done(self._num_images, self._num_failed, self._stage_seconds))
 
     async def _each_sample(self) -> None:
-        try:
-            async with asyncio.TaskGroup() as group:
-                for sample in self._item.samples:
-                    group.create_task(self._sample(sample))
-        except* CaptoryError as errors:
-            raise errors.exceptions[0] from None
+        async with asyncio.TaskGroup() as group:
+            for sample in self._item.samples:
+                group.create_task(self._sample(sample))
 
     async def _caption(self) -> None:
         """Every caption length that the item's samples need, or the words that came with it."""
@@ -206,8 +225,8 @@ class _Life:
         if only and not lengths:
             lengths = {"short"}
         if not lengths:  # the mode asks for no caption, but a broken image is still a broken item
-            await self._pipeline.in_codec_thread(images.decode_image, image)
-        digest = hashlib.sha256(image).hexdigest()
+            await self._pipeline.in_codec_thread(self._pipeline.decode, image)
+        digest = await self._pipeline.in_codec_thread(lambda: hashlib.sha256(image).hexdigest())
         for length in sorted(length for length in lengths if length):
             captioned = await self._pipeline.caption(image, digest, length, Share.of(item.parameters))
             self._captions[length] = captioned
@@ -218,25 +237,32 @@ class _Life:
         try:
             await self._make(sample)
         except CaptoryError as error:
-            self._fail(sample, error.reason, error.message)
+            self._fail(sample, error.reason, error.message, status=error.grpc_status)
+        except Exception:  # one image's fault is not its siblings', whatever it is
+            log.exception("an image of item %s failed", self._item.id)
+            self._fail(sample, "INTERNAL", "the image could not be made", status="INTERNAL")
 
     async def _make(self, sample: Sample) -> None:
-        item, policy = self._item, PLANS[self._item.mode].policy
-        caption = self._caption_of(sample)
-        prompt, writer = (item.prompt, "client") if item.prompt else await self._write(sample, caption)
-        self._announce(prompt, writer, sample)
-        if item.prompt is None and self._pipeline.over_budget(prompt, policy):
+        words = await self._words(sample)
+        self._announce(words, sample)
+        if words.tokens.dropped:
             self._fail(sample, "OVER_TOKEN_BUDGET", "the prompt is over the token budget", dropped=True)
-        elif item.parameters.stop_after is Stage.IMAGE:
-            painted = await self._pipeline.paint(prompt, policy, item, sample, caption)
+        elif self._item.parameters.stop_after is Stage.IMAGE:
+            painted = await self._pipeline.paint(self._item, sample, words)
             self._num_images += 1
             self._passed("image")
             self._emit(painted)
 
-    async def _write(self, sample: Sample, caption: str) -> tuple[str, str]:
-        prompt, writer = await self._pipeline.write(self._item, sample, caption)
-        self._passed("prompt")
-        return prompt, writer
+    async def _words(self, sample: Sample) -> _Words:
+        """The prompt of one image; a client's own is taken as it is and never dropped."""
+        item, caption = self._item, self._caption_of(sample)
+        if item.prompt is not None:
+            policy, prompt, writer = TokenPolicy.TRUNCATE, item.prompt, "client"
+        else:
+            policy = PLANS[item.mode].policy
+            prompt, writer = await self._pipeline.write(item, sample, caption)
+            self._passed("prompt")
+        return _Words(caption, prompt, writer, policy, self._pipeline.tokenize(prompt, policy))
 
     def _caption_of(self, sample: Sample) -> str:
         if self._item.prompt is not None:
@@ -246,23 +272,16 @@ class _Life:
         length = caption_length(self._item.mode, sample.seed)
         return self._captions[length].text if length else ""
 
-    def _announce(self, prompt: str, writer: str, sample: Sample) -> None:
+    def _announce(self, words: _Words, sample: Sample) -> None:
         if sample.prompt_index not in self._prompted:
             self._prompted.add(sample.prompt_index)
-            self._emit(Prompted(prompt, sample.prompt_index, self._pipeline.count_tokens(prompt), writer))
+            self._emit(Prompted(words.prompt, sample.prompt_index, words.tokens.token_count, words.writer))
 
-    def _fail(self, sample: Sample, reason: str, message: str, *, dropped: bool = False) -> None:
+    def _fail(
+        self, sample: Sample, reason: str, message: str, *, dropped: bool = False, status: str = "OUT_OF_RANGE"
+    ) -> None:
         self._num_failed += not dropped
-        self._emit(Failed(sample, reason, message, dropped))
+        self._emit(Failed(sample, reason, message, dropped, status))
 
     def _passed(self, stage: str) -> None:
         self._stage_seconds[stage] = self._pipeline._clock() - self._arrived_s
-
-
-def check(item: Item) -> None:
-    """Refuse an item that has not exactly one input, or a mode that cannot use it."""
-    given = [value for value in (item.image, item.caption, item.prompt) if value is not None]
-    if len(given) != 1:
-        raise InvalidInput("INPUT", "exactly one of image, caption and prompt is needed", field="input")
-    if item.mode is Mode.BASIC and item.caption is not None and not item.class_name:
-        raise InvalidInput("CLASS", "basic prompts of a caption need a class name", field="class_name")

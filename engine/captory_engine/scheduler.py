@@ -11,14 +11,17 @@ from __future__ import annotations
 from bisect import bisect_left, insort
 from collections.abc import Hashable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from itertools import pairwise
+from itertools import chain, pairwise
 from typing import NamedTuple
 
 from captory_engine.items import WorkClass
 
+# Of the classes of work.
+RANKS = {WorkClass.INTERACTIVE: 0, WorkClass.BULK: 1}
+
 
 class Entry(NamedTuple):
-    """One task's next step, in the order of service: interactive before bulk, then by arrival.
+    """One task's next step; classes stand in lanes of their own, each in order of arrival.
 
     `rows` is what this step costs (guidance makes it two). `since_s` is when the step became runnable.
     """
@@ -41,8 +44,8 @@ class Profile:
     max_wait_s: Mapping[WorkClass, float] = field(default_factory=lambda: Profile.waits())
 
     @staticmethod
-    def waits(*, interactive_s: float = 0.0, bulk_s: float = float("inf")) -> Mapping[WorkClass, float]:
-        """How long each class may wait for a full batch; where work is pulled, bulk need not be pushed."""
+    def waits(*, interactive_s: float = 0.0, bulk_s: float = 2.0) -> Mapping[WorkClass, float]:
+        """How long each class may wait before it goes first; for bulk it is what interactive work may cost it."""
         return {WorkClass.INTERACTIVE: interactive_s, WorkClass.BULK: bulk_s}
 
 
@@ -62,20 +65,20 @@ class StageQueue:
         self.profile = profile
         self.rows = 0
         self.in_flight = 0
-        self._lanes: dict[Hashable, list[Entry]] = {}
+        self._lanes: dict[tuple[Hashable, int], list[Entry]] = {}
 
     def add(self, entry: Entry) -> None:
         """Make a step runnable."""
-        insort(self._lanes.setdefault(entry.key, []), entry, key=_order)
+        insort(self._lanes.setdefault((entry.key, entry.rank), []), entry, key=_order)
         self.rows += entry.rows
 
     def remove(self, entry: Entry) -> None:
         """Take a step out: it runs, or its task is gone. Unknown entries are an error of the caller."""
-        lane = self._lanes[entry.key]
+        lane = self._lanes[entry.key, entry.rank]
         del lane[bisect_left(lane, _order(entry), key=_order)]
         self.rows -= entry.rows
         if not lane:
-            del self._lanes[entry.key]
+            del self._lanes[entry.key, entry.rank]
 
     @property
     def free(self) -> bool:
@@ -92,9 +95,10 @@ class StageQueue:
         return min((lane[0].overdue_s for lane in self._lanes.values()), default=float("inf"))
 
     def batch(self, now_s: float) -> Batch:
-        """The lane that waited longest (an overdue one first), from its head, up to `max_rows`."""
-        lane = min(self._lanes.values(), key=lambda lane: (lane[0].overdue_s > now_s, lane[0].since_s, lane[0].arrival))
-        taken = list(_fill(lane, self.profile.max_rows))
+        """From the lane that is overdue longest, else waited longest, then from the other class's lane of its key."""
+        key, rank = min(self._lanes, key=lambda name: _urgency(self._lanes[name][0], now_s))
+        others = (self._lanes.get((key, other), []) for other in RANKS.values() if other != rank)
+        taken = list(_fill([*self._lanes[key, rank], *chain(*others)], self.profile.max_rows))
         return Batch(self.name, tuple(entry.task_id for entry in taken), sum(entry.rows for entry in taken))
 
 
@@ -114,6 +118,10 @@ def _wanted(stage: StageQueue | None, fed: StageQueue | None) -> bool:
         return stage is not None
     short = fed.rows < fed.profile.max_rows
     return short or (stage.full and fed.rows < 2 * fed.profile.max_rows)
+
+
+def _urgency(head: Entry, now_s: float) -> tuple[float, float, int]:
+    return (head.overdue_s if head.overdue_s <= now_s else float("inf")), head.since_s, head.arrival
 
 
 def _order(entry: Entry) -> tuple[int, int, int]:

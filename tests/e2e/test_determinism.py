@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from captory_engine import assembly
 from captory_engine.assembly import EngineConfig, open_pipeline
 from captory_engine.items import Determinism, Item, Mode, Painted, Sample
 from captory_engine.pipeline import Pipeline
@@ -24,7 +25,10 @@ WORDS = ("a red crane bird on grass", "two blue mugs", "a green house on sand", 
 
 
 @pytest.fixture
-async def pipeline() -> AsyncIterator[Pipeline]:
+async def pipeline(monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Pipeline]:
+    """Without caches: every graph must run again, in the company that is there."""
+    monkeypatch.setattr(assembly, "CACHED_CAPTIONS", 0)
+    monkeypatch.setattr(assembly, "CACHED_TEXTS", 0)
     pipeline = await open_pipeline(EngineConfig(default_repository(), "picto"))
     yield pipeline
     await pipeline.close()

@@ -79,8 +79,8 @@ class Simulation:
             self._enqueue(job)
 
 
-def profiles(vae_wait: float = 50.0) -> dict[str, Profile]:
-    waits = {WorkClass.INTERACTIVE: 0.0, WorkClass.BULK: float("inf")}
+def profiles(vae_wait: float = 50.0, bulk_wait: float = float("inf")) -> dict[str, Profile]:
+    waits = {WorkClass.INTERACTIVE: 0.0, WorkClass.BULK: bulk_wait}
     caps = {"vision": 8, "caption": 16, "text": 16, "denoise": 16, "vae": 8}
     return {
         name: Profile(cap, max_wait_s=waits if name != "vae" else waits | {WorkClass.BULK: vae_wait})
@@ -156,6 +156,23 @@ def test_interactive_work_passes_waiting_bulk_work() -> None:
     while not simulation.released[999]:
         assert simulation.step()
     assert len(simulation.history) - before <= sum(quick.values()) + 1
+
+
+def test_bulk_work_is_served_under_endless_interactive_work() -> None:
+    simulation = Simulation(profiles(bulk_wait=200.0))
+    steps = {"vision": 1, "caption": 3, "text": 1, "denoise": 8, "vae": 1}
+    simulation.admit(Job(0, steps, "64", 1, 1))
+    for index in range(1, 41):
+        simulation.admit(Job(index, steps, "64", 2, 0))
+    admitted = 41
+    while not simulation.released[0]:
+        assert simulation.step()
+        assert simulation.now < sum(steps.values()) * 400.0
+        in_flight = admitted - 1 - sum(simulation.released.values())
+        for _ in range(40 - in_flight):
+            simulation.admit(Job(admitted, steps, "64", 2, 0))
+            admitted += 1
+    assert simulation.released[0] == 1
 
 
 def test_sizes_take_turns() -> None:

@@ -15,7 +15,7 @@ import pytest
 from families import fake_repository
 from PIL import Image
 
-from captory_engine import assembly
+from captory_engine import assembly, images
 from captory_engine.assembly import EngineConfig, open_pipeline
 from captory_engine.errors import BadModel, CaptoryError, Exhausted, Expired, InvalidInput
 from captory_engine.info import Limits
@@ -130,7 +130,7 @@ async def test_equal_content_is_captioned_and_encoded_once(repository: Path, ses
         vision, text = len(sessions["fake_vision"].batches), len(sessions["fake_text"].batches)
         same = [replace(item(pipeline), id=str(index)) for index in range(5)]
         await asyncio.gather(*(events_of(pipeline, one) for one in same))
-    assert sum(sessions["fake_vision"].batches[vision:]) == 1
+    assert len(sessions["fake_vision"].batches[vision:]) == 1
     assert sum(sessions["fake_text"].batches[text:]) == 1  # the empty negative prompt is known from the warm-up
 
 
@@ -161,6 +161,31 @@ async def test_a_failing_call_costs_nobody_else(repository: Path, sessions: dict
         sessions["fake_denoiser"].faults.append(fail_on(len(sessions["fake_denoiser"].batches) + 2))
         found = await asyncio.gather(*(events_of(pipeline, item(pipeline, index)) for index in range(4)))
     assert [pixels(events) for events in found] == expected
+
+
+async def test_an_unexpected_error_costs_one_image(repository: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    encode, calls = images.encode_image, []
+
+    def failing_once(*args: Any) -> bytes:
+        calls.append(args)
+        if len(calls) == 2:
+            raise MemoryError
+        return encode(*args)
+
+    async with serving(repository) as pipeline:
+        monkeypatch.setattr(images, "encode_image", failing_once)
+        events = await events_of(pipeline, item(pipeline, num_samples=4))
+    assert len(pixels(events)) == 3
+    assert [(event.reason, event.status) for event in events if isinstance(event, Failed)] == [("INTERNAL", "INTERNAL")]
+
+
+async def test_a_stage_holds_a_bounded_number_of_tasks(repository: Path) -> None:
+    async with serving(repository) as pipeline:
+        wanted = [item(pipeline, index, num_samples=40, prompt=f"p {index}") for index in range(8)]
+        found = await asyncio.gather(*(events_of(pipeline, one) for one in wanted))
+        [slots] = pipeline.device._engines["denoise"]._slots.values()  # type: ignore[attr-defined]
+    assert all(len(pixels(events)) == 40 for events in found)
+    assert slots["x"].shape[0] <= 128
 
 
 async def test_a_dead_backend_is_said_so(repository: Path, sessions: dict[str, FakeSession]) -> None:

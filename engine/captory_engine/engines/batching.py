@@ -16,21 +16,24 @@ Array = NDArray[Any]
 
 @dataclass(frozen=True, slots=True)
 class BatchRule:
-    """`exact_rows`: the one batch size that `exact` work is always run with; 0 where the backend needs none."""
+    """`exact_rows`: the one batch size that `exact` work, or with `always` all work, is run with; 0: as it comes."""
 
     exact_rows: int = 0
+    always: bool = False
 
     def rows(self, *, exact: bool) -> int:
         """The fixed batch size, or 0 for as many rows as there are."""
-        return self.exact_rows if exact else 0
+        return self.exact_rows if exact or self.always else 0
 
 
 def padded(session: Session, inputs: Mapping[str, Array], fixed_rows: int = 0) -> tuple[dict[str, Array], int]:
     """Run all rows, in slices of at most the session's `max_batch`; returns outputs and the rows computed.
 
-    With `fixed_rows` every slice has exactly so many rows, the last one padded by repeating its first row.
+    With `fixed_rows` every slice has exactly so many rows (or `max_batch`, where that is less), the last one padded
+    by repeating its first row.
     """
     num_rows = len(next(iter(inputs.values())))
+    fixed_rows = min(fixed_rows, session.max_batch)
     size = fixed_rows or session.max_batch
     parts = [_run_slice(session, inputs, start, size, fixed_rows) for start in range(0, num_rows, size)]
     if len(parts) == 1:

@@ -44,7 +44,7 @@ class SingleStep:
         inputs = {name: np.stack([task.inputs[name] for task in tasks]) for name in tasks[0].inputs}
         outputs, computed = padded(self._session, inputs, self._rule.rows(exact=tasks[0].exact))
         for row, task in enumerate(tasks):
-            result = {name: array[row] for name, array in outputs.items()}
+            result = {name: array[row].copy() for name, array in outputs.items()}  # not a view of the whole batch
             if all(np.isfinite(array).all() for array in result.values()):
                 task.result = result
             else:

@@ -40,6 +40,7 @@ class Slots:
         self._free.append(slot)
 
     def _grow(self) -> None:
-        self._free = list(range(self._capacity, 2 * self._capacity))[::-1]
+        # in place: a slot may be given back from another thread meanwhile
+        self._free.extend(reversed(range(self._capacity, 2 * self._capacity)))
         self._arrays = {name: np.concatenate([array, np.zeros_like(array)]) for name, array in self._arrays.items()}
         self._capacity *= 2
