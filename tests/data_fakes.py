@@ -52,7 +52,9 @@ def finished(item: WorkItem, image_id: str, kind: str = "PNG") -> Finished:
     words = item.caption or f"a caption of {item.key}"
     prompt = item.prompt or f"a photo of {item.class_name}, {words}"
     digest = hashlib.sha256(image_id.encode()).hexdigest()
-    return Finished(item.key, image_id, picture(number, kind), words, prompt, MODELS, digest, 5, "truncate", "fake")
+    return Finished(
+        item.key, image_id, picture(number, kind), words, prompt, MODELS, digest, 5, "truncate", "fake", "template"
+    )
 
 
 class Maker:

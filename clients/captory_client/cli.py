@@ -90,7 +90,11 @@ def captory(
     given = {"CAPTORY_LOG_LEVEL": log_level, "CAPTORY_LOG_FILE": log_file and log_file.absolute()}
     os.environ.update({name: str(value) for name, value in given.items() if value})  # for a server that this one starts
     level = (log_level or LogLevel.warning).upper()
-    logging.basicConfig(level=level, filename=log_file, format="%(asctime)s %(levelname)s %(message)s")
+    try:
+        logging.basicConfig(level=level, filename=log_file, format="%(asctime)s %(levelname)s %(message)s")
+    except OSError as error:
+        typer.echo(f"captory: --log-file {log_file}: {error.strerror}", err=True)
+        raise typer.Exit(2) from None
 
 
 def main() -> None:

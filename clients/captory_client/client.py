@@ -12,8 +12,8 @@ from grpc import aio
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from captory_client.backoff import Backoff, Patience
-from captory_client.errors import ServerLost, explain
-from captory_client.synthesis import Items, Lost, Sleep, Synthesis
+from captory_client.errors import ClientError, ServerLost, explain
+from captory_client.synthesis import Items, Lost, Sleep, Synthesis, Window
 from captory_proto.v1 import captory_pb2 as pb
 from captory_proto.v1 import captory_pb2_grpc
 
@@ -23,6 +23,8 @@ if TYPE_CHECKING:
 CAPTORY = pb.DESCRIPTOR.services_by_name["Captory"].full_name
 MAX_MESSAGE_BYTES = 64 << 20
 MAX_IN_FLIGHT = 64
+MAX_IN_FLIGHT_BYTES = 128 << 20
+READY_TIMEOUT_S = 120.0  # models are loaded in it
 Answer = TypeVar("Answer")
 
 
@@ -37,12 +39,13 @@ class Client:
         address: str,
         *,
         max_in_flight: int = MAX_IN_FLIGHT,
+        max_in_flight_bytes: int = MAX_IN_FLIGHT_BYTES,
         backoff: Backoff | None = None,
         sleep: Sleep = asyncio.sleep,
         on_lost: Lost | None = None,
     ) -> None:
         self.address = address
-        self._max_in_flight = max_in_flight
+        self._window = Window(max_in_flight, max_in_flight_bytes)
         self._backoff = backoff or Backoff()
         self._sleep = sleep
         self._on_lost = on_lost
@@ -62,7 +65,7 @@ class Client:
         again and what was not done is sent again. Raises `ServerLost` when the server stays away, and `ClientError`
         when it refuses the call.
         """
-        synthesis = Synthesis(self._stub.Synthesize, self._max_in_flight, self._backoff, self._sleep, self._on_lost)
+        synthesis = Synthesis(self._stub.Synthesize, self._window, self._backoff, self._sleep, self._on_lost)
         return synthesis.results(items)
 
     async def caption(
@@ -91,27 +94,43 @@ class Client:
         """What the server runs, its defaults and its limits."""
         return await _explained(self._stub.GetServerInfo(pb.GetServerInfoRequest(), timeout=deadline_s))
 
-    async def wait_ready(self, backoff: Backoff | None = None) -> None:
-        """Come back when the server serves. Raises `ServerLost` after the back-off's total without a connection."""
-        patience = Patience(backoff or self._backoff)
+    async def wait_ready(self, backoff: Backoff | None = None, *, timeout_s: float = READY_TIMEOUT_S) -> None:
+        """Come back when the server serves.
+
+        Raises `ServerLost` after the back-off's total without a connection, or after `timeout_s` in which the server
+        was there and did not serve, and `ClientError` for a server that is not ours.
+        """
+        try:
+            async with asyncio.timeout(timeout_s):
+                await self._outwait(Patience(backoff or self._backoff))
+        except TimeoutError:
+            raise ServerLost(f"the server at {self.address} did not begin to serve within {timeout_s:g} s") from None
+
+    async def _outwait(self, patience: Patience) -> None:
         while True:
             try:
                 return await self._watch_health()
-            except aio.AioRpcError as error:
+            except ServerLost:
                 delay_s = patience.next_delay_s()
-                if delay_s is None or not isinstance(explain(error), ServerLost):
-                    raise explain(error) from error
+                if delay_s is None:
+                    raise
                 await self._sleep(delay_s)
 
     async def _watch_health(self) -> None:
+        """Come back when the server says that it serves."""
         health: Any = health_pb2_grpc.HealthStub(self._channel)
         watch = health.Watch(health_pb2.HealthCheckRequest(service=CAPTORY))
         try:
             async for answer in watch:
                 if answer.status == health_pb2.HealthCheckResponse.SERVING:
                     return
+                if answer.status == health_pb2.HealthCheckResponse.SERVICE_UNKNOWN:
+                    raise ClientError(f"the server at {self.address} is not Captory's", code="UNIMPLEMENTED")
+        except aio.AioRpcError as error:
+            raise explain(error) from error
         finally:
             watch.cancel()
+        raise ServerLost(f"the server at {self.address} went away before it served")
 
 
 async def _explained(call: Awaitable[Answer]) -> Answer:
@@ -135,5 +154,8 @@ _OPTIONS = [
     ("grpc.initial_reconnect_backoff_ms", 100),
     ("grpc.min_reconnect_backoff_ms", 100),
     ("grpc.max_reconnect_backoff_ms", 1000),
+    ("grpc.keepalive_time_ms", 20_000),
+    ("grpc.keepalive_timeout_ms", 10_000),
+    ("grpc.keepalive_permit_without_calls", 0),
     ("grpc.service_config", json.dumps({"methodConfig": [{"name": _UNARY, "retryPolicy": _RETRY}]})),
 ]

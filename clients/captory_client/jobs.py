@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from captory_client.errors import ClientError, ServerLost
+from captory_client.errors import ClientError
 from captory_client.progress import Display
 from captory_client.settle import check, settle
 from captory_client.synthesizer import Synthesizer
@@ -23,6 +23,7 @@ from captory_data.spec import JobSpec
 from captory_data.summary import JobSummary
 
 WINDOW = 64  # items in flight
+PASSING = {"UNAVAILABLE", "RESOURCE_EXHAUSTED", "DEADLINE_EXCEEDED"}  # the same command may go through later
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,14 +35,15 @@ class Run:
     asked: Mapping[str, Any] = field(default_factory=dict)
     family: str = ""
     classes: Path | None = None
-    retry_failed: bool = False
+    retry_failed: bool | str = False
     server: str | None = None
     limit: int | None = None
+    recaption: bool = False
 
 
 async def execute(run: Run, stop: asyncio.Event, display: Display) -> JobSummary:
     """Make what is missing of the dataset. Raises `DataError` for a run that cannot begin."""
-    with closing(_open_source(run)) as source:
+    with closing(await asyncio.to_thread(_open_source, run)) as source:
         async with open_workshop(run) as workshop:
             spec = await settle_run(run, workshop)
             with display:
@@ -60,7 +62,7 @@ async def execute(run: Run, stop: asyncio.Event, display: Display) -> JobSummary
 
 async def plan(run: Run) -> tuple[JobSpec, Plan]:
     """What `execute` would do."""
-    with closing(_open_source(run)) as source:
+    with closing(await asyncio.to_thread(_open_source, run)) as source:
         async with open_workshop(run) as workshop:
             spec = await settle_run(run, workshop)
             return spec, plan_job(source, spec, run.out, limit=run.limit, retry=run.retry_failed)
@@ -79,10 +81,8 @@ async def settle_run(run: Run, workshop: Workshop) -> JobSpec:
         return settle(asked, stored.spec, None)
     try:
         info = await workshop.info()
-    except ServerLost as error:
-        raise TransportError(str(error)) from error
     except ClientError as error:
-        raise SpecError(str(error)) from error
+        raise (TransportError if error.code in PASSING else SpecError)(str(error)) from error
     spec = settle(asked, None, info)
     check(spec, info)
     return spec
@@ -94,4 +94,4 @@ def _family_name(family: str) -> dict[str, str]:
 
 
 def _open_source(run: Run) -> Source:
-    return open_source(run.input, classes=run.classes, exclude=run.out)
+    return open_source(run.input, classes=run.classes, recaption=run.recaption, exclude=run.out)

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncGenerator, AsyncIterable, AsyncIterator, Awaitable, Callable, Iterable
-from typing import Any
+from contextlib import aclosing
+from typing import Any, NamedTuple
 
 from grpc import aio
 
@@ -18,20 +19,30 @@ Sleep = Callable[[float], Awaitable[object]]
 Lost = Callable[[], Awaitable[None]]
 
 
+class Window(NamedTuple):
+    """How much may be in flight: items, and about how many bytes of them (one larger item goes alone)."""
+
+    max_items: int
+    max_bytes: int
+
+
 class Synthesis:
-    """One pass over some items. At most `max_in_flight` are open; each ends with one `ItemDone`.
+    """One pass over some items. At most a `window` of them is open; each ends with one `ItemDone`.
 
     When the connection breaks, what is not done is sent again, and what had arrived before is not given out twice.
     """
 
     def __init__(
-        self, open_call: OpenCall, max_in_flight: int, backoff: Backoff, sleep: Sleep, on_lost: Lost | None
+        self, open_call: OpenCall, window: Window, backoff: Backoff, sleep: Sleep, on_lost: Lost | None
     ) -> None:
         self._open_call = open_call
         self._patience = Patience(backoff)
         self._sleep = sleep
         self._on_lost = on_lost
-        self._room = asyncio.Semaphore(max_in_flight)
+        self._room = asyncio.Semaphore(window.max_items)
+        self._max_bytes = window.max_bytes
+        self._num_bytes = 0
+        self._fewer = asyncio.Event()  # bytes than before
         self._pending: dict[str, pb.Item] = {}
         self._arrived: dict[str, set[tuple[object, ...]]] = {}
         self._exhausted = False
@@ -42,8 +53,9 @@ class Synthesis:
         feeder = asyncio.create_task(self._feed(_iterate(items)))
         try:
             while not (self._exhausted and not self._pending):
-                async for response in self._connection():
-                    yield response
+                async with aclosing(self._connection()) as responses:
+                    async for response in responses:
+                        yield response
             await feeder
         finally:
             feeder.cancel()
@@ -57,6 +69,7 @@ class Synthesis:
                 item = await anext(items)
                 if item.id in self._pending:
                     raise ValueError(f"two items in flight have the id {item.id!r}")
+                await self._make_room(item.ByteSize())
                 self._pending[item.id] = item
                 self._arrived[item.id] = set()
                 self._unsent.put_nowait(item)
@@ -65,6 +78,12 @@ class Synthesis:
         finally:
             self._exhausted = True
             self._unsent.put_nowait(None)
+
+    async def _make_room(self, num_bytes: int) -> None:
+        while self._num_bytes and self._num_bytes + num_bytes > self._max_bytes:
+            self._fewer.clear()
+            await self._fewer.wait()
+        self._num_bytes += num_bytes
 
     async def _connection(self) -> AsyncGenerator[pb.SynthesizeResponse, None]:
         """What one connection brings, until all is done or it breaks; then a pause, or the end of patience."""
@@ -105,8 +124,10 @@ class Synthesis:
         return True
 
     def _note_done(self, response: pb.SynthesizeResponse) -> None:
-        if response.WhichOneof("event") == "done" and self._pending.pop(response.item_id, None) is not None:
+        if response.WhichOneof("event") == "done" and (item := self._pending.pop(response.item_id, None)) is not None:
             del self._arrived[response.item_id]
+            self._num_bytes -= item.ByteSize()
+            self._fewer.set()
             self._room.release()
 
     async def _pause(self, error: ClientError) -> None:

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 
 from captory_client.errors import ClientError, reason_of
 from captory_client.settle import check
-from captory_client.wire import items_to_wire
+from captory_client.wire import items_to_wire, wire_ids
 from captory_client.workshop import Workshop
 from captory_data.errors import TransportError
 from captory_data.identity import Wanted
@@ -58,13 +58,10 @@ class Synthesizer:
 
     async def _messages(self, work: AsyncIterator[WorkItem], info: pb.ServerInfo) -> AsyncGenerator[pb.Item, None]:
         async for one in work:
-            siblings: set[str] = set()
-            messages = list(items_to_wire(one, self._spec, info.limits))
-            for message, wanted in messages:
-                siblings.add(message.id)
+            siblings = set(wire_ids(one, info.limits))
+            for message, wanted in items_to_wire(one, self._spec, info.limits):
                 missing = {(image.prompt_index, image.sample_index): image for image in wanted}
                 self._parts[message.id] = _Part(one.key, missing, siblings)
-            for message, _ in messages:
                 yield message
 
     def _outcomes(self, response: pb.SynthesizeResponse) -> Iterator[Outcome]:
@@ -115,6 +112,7 @@ def _finished(part: _Part, image: pb.ImageResult) -> Finished:
         token_count=made.token_count,
         token_policy=made.token_policy,
         backend=made.backend,
+        writer=made.writer,
     )
 
 

@@ -49,6 +49,11 @@ def items_to_wire(work: WorkItem, spec: JobSpec, limits: pb.Limits) -> Iterator[
         yield item, wanted
 
 
+def wire_ids(work: WorkItem, limits: pb.Limits) -> list[str]:
+    """The ids of the messages that `items_to_wire` makes."""
+    return [_wire_id(work.key, start) for start in range(0, len(work.wanted), limits.max_images)]
+
+
 def sample_to_wire(wanted: Wanted) -> pb.Sample:
     """One image that is wanted."""
     return pb.Sample(prompt_index=wanted.prompt_index, sample_index=wanted.sample_index, seed=wanted.seed)

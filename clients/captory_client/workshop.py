@@ -11,7 +11,6 @@ from captory_client.client import Client
 from captory_client.local_server import LocalServer
 from captory_proto.v1 import captory_pb2 as pb
 
-
 # A server that was never there is more likely a wrong address than one that is being restarted.
 FIRST_CONTACT = Backoff(total_s=5.0)
 

@@ -91,8 +91,14 @@ class Batcher:
         if self._publishing is task:
             self._publishing = None
 
+    def give_up(self) -> None:
+        """The disk has failed elsewhere: publish nothing more."""
+        self._broken = True
+
     async def drain(self) -> None:
-        """Publish all that is left, unless the disk has failed before."""
+        """Publish all that is left, unless the disk has failed before. Afterwards nothing is being written."""
         if not self._broken:
             await self._turn_over()
             await self._settle()
+        elif self._publishing is not None:
+            await asyncio.wait([self._publishing])

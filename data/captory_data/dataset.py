@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import UTC, datetime
@@ -30,12 +31,13 @@ class Batch(NamedTuple):
 
 
 class Dataset:
-    """An output folder open for writing; made by `open_dataset`."""
+    """An output folder open for writing; made by `open_dataset`. `source_classes` are those that items may have."""
 
-    def __init__(self, out: Path, ledger: Ledger, job: StoredJob) -> None:
+    def __init__(self, out: Path, ledger: Ledger, job: StoredJob, source_classes: Classes) -> None:
         self.out = out
         self.ledger = ledger
         self.job = job
+        self.source_classes = source_classes
         self.classes = ledger.classes()
         self._positions = {row.id: row.position for row in self.classes}
         self._format = open_format(job.spec.output_format, Layout(out, job.spec.image_format, self.classes))
@@ -91,8 +93,8 @@ def open_dataset(out: Path, spec: JobSpec, classes: Classes) -> Iterator[Dataset
     make_folder(out)
     with locked(out), open_ledger(out, create=True) as ledger:
         job = _agree(out, ledger, spec)
-        _agree_classes(out, ledger, classes)
-        yield Dataset(out, ledger, job)
+        agreed = _agree_classes(out, ledger, classes)
+        yield Dataset(out, ledger, job, agreed)
 
 
 @contextmanager
@@ -126,7 +128,7 @@ def find_image(out: Path, image_id: str) -> tuple[Record, bytes]:
     """One published image's record and encoded bytes.
 
     Raises:
-        DataError: there is no such image.
+        DataError: there is no such image, or its file is damaged (the message names it).
     """
     with open_ledger(out) as ledger:
         job, found = ledger.job(), ledger.image(image_id)
@@ -134,10 +136,20 @@ def find_image(out: Path, image_id: str) -> tuple[Record, bytes]:
             raise DataError(f"{out} has no image {image_id}")
         row, shard = found
         reader = open_format(job.spec.output_format, Layout(out, job.spec.image_format, ledger.classes()))
-        for stored in reader.read(shard, [row]):
-            if stored.id == image_id:
-                return Record.loads(row.record), stored.image
+        try:
+            for stored in reader.read(shard, [row]):
+                if stored.id == image_id:
+                    return Record.loads(row.record), _checked(stored.image, row.sha256)
+        except (OSError, ValueError) as error:
+            place = reader.path(shard) or reader.folder
+            raise DataError(f"{place} cannot be read: {error}. `captory verify` says more.") from error
     raise DataError(f"{out}: {shard.name} lacks image {image_id}. `captory verify` says more.")
+
+
+def _checked(image: bytes, sha256: str) -> bytes:
+    if hashlib.sha256(image).hexdigest() != sha256:
+        raise ValueError("the image has other bytes than the ledger says")
+    return image
 
 
 def _agree(out: Path, ledger: Ledger, spec: JobSpec) -> StoredJob:
@@ -150,18 +162,24 @@ def _agree(out: Path, ledger: Ledger, spec: JobSpec) -> StoredJob:
     return job
 
 
-def _agree_classes(out: Path, ledger: Ledger, classes: Classes) -> None:
-    """New classes come after the known ones; a known one keeps its position and its name."""
+def _agree_classes(out: Path, ledger: Ledger, classes: Classes) -> Classes:
+    """New classes come after the known ones; a known one keeps its position and its name.
+
+    Where no names are given but the folder has some, they came from a classes file: its list holds.
+    """
     known = {row.id: row.name for row in ledger.classes()}
     renamed = {
         class_id: (known[class_id], name)
         for class_id, name in classes.names.items()
         if class_id in known and known[class_id] != name
     }
+    if renamed and not classes.closed and all(class_id == theirs for class_id, (_, theirs) in renamed.items()):
+        return Classes(known, closed=True)
     if renamed:
         raise SpecError(f"{out} was made with other class names: {_listed(renamed)}")
     new = [class_id for class_id in classes.ids() if class_id not in known]
     ledger.add_classes([ClassRow(len(known) + n, class_id, classes.name(class_id)) for n, class_id in enumerate(new)])
+    return classes
 
 
 def _listed(different: Mapping[str, tuple[object, object]]) -> str:

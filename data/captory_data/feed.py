@@ -108,7 +108,7 @@ class Feed:
             if read.error is None:
                 return read
             await self._on_broken(read)
-        self.exhausted = read is None
+        self.exhausted = read is None and not self.cut_short
         return None
 
     def _stopped(self) -> bool:
@@ -130,6 +130,8 @@ class Feed:
     def _next_planned(self) -> Planned | None:
         """The next item with something left to do; the ones before it are counted."""
         for planned in self._planned:
+            if self._stopped():
+                return None
             self._progress.skipped += planned.published
             self._progress.failed_before += planned.failed
             self._progress.failed += planned.failed
@@ -137,8 +139,6 @@ class Feed:
             if planned.wanted:
                 return planned
             self._progress.items += 1
-            if self._closed or self._stop.is_set():
-                break
         return None
 
     def _read(self, planned: Planned) -> ReadItem:

@@ -41,7 +41,10 @@ class StageDone:
 
 @dataclass(frozen=True, slots=True)
 class Finished:
-    """One image of the item `key`: encoded bytes, and what only its maker knows."""
+    """One image of the item `key`: encoded bytes, and what only its maker knows.
+
+    `writer` says who wrote the prompt: "template", "model", "fallback" (the model's words were refused) or "client".
+    """
 
     key: str
     id: str
@@ -53,6 +56,7 @@ class Finished:
     token_count: int = 0
     token_policy: str = ""
     backend: str = ""
+    writer: str = ""
 
 
 @dataclass(frozen=True, slots=True)

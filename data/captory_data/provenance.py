@@ -23,6 +23,7 @@ def make_record(spec: JobSpec, item: SourceItem, wanted: Wanted, finished: Finis
         class_name=item.class_name,
         caption=finished.caption,
         prompt=finished.prompt,
+        writer=finished.writer,
         negative_prompt=spec.negative_prompt,
         mode=spec.mode,
         prompt_index=wanted.prompt_index,

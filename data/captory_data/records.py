@@ -11,7 +11,10 @@ DIGITAL_SOURCE_TYPE = "trainedAlgorithmicMedia"  # IPTC's word for an image made
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Record:
-    """One image's provenance. Field names are the dataset's; sizes are pixels, `models` maps names to sha256."""
+    """One image's provenance. Field names are the dataset's; sizes are pixels, `models` maps names to sha256.
+
+    `writer` says who wrote the prompt: "template", "model", "fallback" or "client"; empty where it is not known.
+    """
 
     id: str
     source: str
@@ -38,6 +41,7 @@ class Record:
     backend: str
     pixel_sha256: str
     digital_source_type: str = DIGITAL_SOURCE_TYPE
+    writer: str = ""
 
     def dumps(self) -> str:
         """As one line of JSON, keys sorted."""
@@ -51,10 +55,11 @@ class Record:
             ValueError: it is not a record.
         """
         values: Any = json.loads(text)
-        if not isinstance(values, dict) or values.keys() != RECORD_FIELDS:
+        if not isinstance(values, dict) or values.keys() | OPTIONAL_FIELDS != RECORD_FIELDS:
             raise ValueError("the fields are not a record's")
         start, stop = values["guidance_interval"]
         return cls(**{**values, "guidance_interval": (float(start), float(stop))})
 
 
 RECORD_FIELDS = frozenset(field.name for field in fields(Record))
+OPTIONAL_FIELDS = frozenset(["writer"])  # which the first records lack

@@ -130,7 +130,8 @@ def _classes(out: Path, ledger: Ledger, job: StoredJob) -> list[ShownClass]:
     for row in gallery:
         images = [found[image] for image in _ids(job.spec, row.source, per_source) if image in found]
         if images and row.class_position in shown:
-            hidden = job.spec.per_image - len(images)
+            states = ledger.states(_ids(job.spec, row.source, job.spec.per_image))
+            hidden = sum(state.published for state in states.values()) - len(images)
             shown[row.class_position].sources.append(ShownSource(row.source, _thumbnail_uri(row), images, hidden))
     return list(shown.values())
 

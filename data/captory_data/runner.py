@@ -46,13 +46,14 @@ async def run_job(
     """Make what is still missing of the job, publish it, and say how it went.
 
     `window` bounds the items in flight; `limit` takes the first items in order of key; setting `stop` drains: no new
-    item starts, what is in flight is finished and published. When the maker or the disk fails, what is finished is
-    published and the summary's `error` says why; the same call continues later.
+    item starts, what is in flight is finished and published. When the maker fails, what is finished is published; when
+    the disk fails, nothing more is written. The summary's `error` says why, and the same call continues later.
 
     Raises:
         DataError: the run cannot begin, or other models than before make the images. Its `exit_code` is the command's.
     """
     with open_dataset(out, spec, source.classes) as dataset:
+        source.classes = dataset.source_classes
         total = len(source) if limit is None else min(limit, len(source))
         run = _Run(dataset, Progress(total), stop or asyncio.Event(), progress, batch_limits or BatchLimits(), clock)
         planned = plan_items(source, spec, dataset.ledger, limit=limit, retry=retry_failed)
@@ -94,8 +95,10 @@ class _Run:
         error: str | None = None
         try:
             await self._work(feed, synthesize)
-        except (TransportError, FatalStorageError) as failure:
+        except TransportError as failure:
             error = str(failure)
+        except FatalStorageError as failure:  # what the disk holds is unknown: nothing more is written
+            return self._summary(begin_s, feed.cut_short, str(failure))
         summary = self._summary(begin_s, feed.cut_short, error)
         try:
             await asyncio.to_thread(self._finish, started, summary)
@@ -110,7 +113,7 @@ class _Run:
         return Feed(planned, gallery, self._progress, window, self._stop, self._begin, self._refuse)
 
     async def _work(self, feed: Feed, synthesize: Synthesize) -> None:
-        """Make what is to be made; whatever happens, publish what is finished."""
+        """Make what is to be made; whatever happens but a failing disk, publish what is finished."""
         try:
             if await feed.has_work():
                 async with aclosing(synthesize(feed)) as outcomes:
@@ -120,6 +123,9 @@ class _Run:
                 raise feed.error
             if self._open or not (feed.exhausted or feed.cut_short):
                 raise TransportError(f"results ended too early, with {len(self._open)} items open")
+        except FatalStorageError:
+            self._batcher.give_up()
+            raise
         finally:
             feed.close()
             await self._batcher.drain()

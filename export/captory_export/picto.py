@@ -61,7 +61,7 @@ def main(
     out: Annotated[Path, typer.Option(help="the model repository to write to")],
     section: Annotated[list[Path] | None, typer.Option(help="another engine's section of the family file")] = None,
     steps: int = 16,
-    guidance_scale: float = 2.5,
+    guidance_scale: float = 2.0,
     sampler: str = "dpmpp-2m",
 ) -> None:
     """Export painter and reader."""

@@ -23,13 +23,19 @@ def price(item: Item) -> int:
     return asked.width * asked.height * asked.steps * len(item.samples)
 
 
+def num_input_bytes(item: Item) -> int:
+    """What an item's encoded input image takes."""
+    return len(item.image or b"")
+
+
 class Admission:
     """Holds the room that admitted items take until they are done; `num_admitted` equals `num_released` when idle."""
 
-    def __init__(self, pipeline: Pipeline, *, max_item_price: int, max_queued_price: int) -> None:
+    def __init__(self, pipeline: Pipeline, *, max_item_price: int, max_queued_price: int, max_input_bytes: int) -> None:
         self._pipeline = pipeline
         self._max_item_price = max_item_price
         self._room = Gate(max_queued_price)
+        self._input_room = Gate(max_input_bytes)
         self.num_admitted = 0
         self.num_released = 0
 
@@ -42,6 +48,7 @@ class Admission:
         async with AsyncExitStack() as held:
             try:
                 async with asyncio.timeout(item.parameters.deadline_s):
+                    await held.enter_async_context(self._input_room.held(num_input_bytes(item)))
                     await held.enter_async_context(self._room.held(price(item)))
                     await held.enter_async_context(self._pipeline.slot())
             except TimeoutError:

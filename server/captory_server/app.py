@@ -30,6 +30,7 @@ CAPTORY = pb.DESCRIPTOR.services_by_name["Captory"].full_name
 HEALTH = "grpc.health.v1.Health"
 HEARTBEAT_S = 1.0
 MAX_UNWELL_S = 10.0
+MIN_PING_INTERVAL_MS = 5_000  # below the clients' keepalive, which would be refused else
 
 log = logging.getLogger(__name__)
 
@@ -79,7 +80,7 @@ class App:
         """Take nothing new, finish what is admitted within the grace, cancel the rest."""
         event(log, logging.INFO, "draining", grace_s=self.settings.grace_s)
         self.service.draining.set()
-        await self.health.set_serving(False)
+        await self.health.end()
         await self._server.stop(self.settings.grace_s)
 
     async def close(self) -> None:
@@ -107,6 +108,8 @@ def _options(settings: Settings) -> list[tuple[str, int]]:
         ("grpc.server_handshake_timeout_ms", round(settings.handshake_timeout_s * 1000)),
         ("grpc.max_connection_idle_ms", round(settings.max_idle_s * 1000)),
         ("grpc.max_metadata_size", 16 << 10),
+        ("grpc.http2.min_ping_interval_without_data_ms", MIN_PING_INTERVAL_MS),
+        ("grpc.http2.min_recv_ping_interval_without_data_ms", MIN_PING_INTERVAL_MS),
     ]
 
 

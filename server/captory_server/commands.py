@@ -19,7 +19,7 @@ def serve(
     config: Annotated[Path | None, typer.Option(help="YAML file of settings.")] = None,
     address: Annotated[str | None, typer.Option(help="HOST:PORT on loopback (port 0: any), or unix:PATH.")] = None,
     repository: Annotated[Path | None, typer.Option(help="Model repository; the embedded one if not given.")] = None,
-    family: Annotated[str | None, typer.Option(help="Family name or file; the repository's only one if empty.")] = None,
+    family: Annotated[str | None, typer.Option(help="Family, or a repository's path; its only one if empty.")] = None,
     backend: Annotated[str | None, typer.Option(help="onnx or fake.")] = None,
     threads: Annotated[int | None, typer.Option(help="Threads for the models; 0: all cores.")] = None,
     max_items: Annotated[int | None, typer.Option(help="Items in flight.")] = None,
@@ -44,11 +44,11 @@ def serve(
     limits = {"max_items": max_items} if max_items is not None else None
     try:
         settings = load(config, limits=limits, **flags, **rest)
+        configure(settings.log_level, settings.log_file)
     except (ValidationError, OSError) as error:
         for words in explain(error):
             typer.echo(f"captory serve: {words}", err=True)
         raise typer.Exit(2) from None
-    configure(settings.log_level, settings.log_file)
     raise typer.Exit(run_server(settings, address_fd=address_fd, parent_fd=parent_fd))
 
 

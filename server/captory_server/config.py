@@ -38,6 +38,8 @@ class Settings(BaseSettings):
     threads: Annotated[int, Field(ge=0)] = 0
     limits: Annotated[Limits, AfterValidator(_check_limits)] = Limits()
     max_stream_images: Count = 128
+    max_input_bytes: Count = 256 << 20
+    max_stream_input_bytes: Count = 128 << 20
     max_calls: Count = 256
     max_item_price: Count = 1 << 34
     max_queued_price: Count = 1 << 38

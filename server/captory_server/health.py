@@ -25,12 +25,19 @@ class Health(health_pb2_grpc.HealthServicer):
     def __init__(self, services: Iterable[str]) -> None:
         self._services = {"", *services}
         self._serving = False
+        self._ended = False
         self._changed = asyncio.Condition()
 
     async def set_serving(self, serving: bool) -> None:
         """Change the answer and tell who watches."""
         async with self._changed:
             self._serving = serving
+            self._changed.notify_all()
+
+    async def end(self) -> None:
+        """Serve no more: tell who watches, and let them go."""
+        async with self._changed:
+            self._serving, self._ended = False, True
             self._changed.notify_all()
 
     async def Check(self, request: health_pb2.HealthCheckRequest, context: Any) -> health_pb2.HealthCheckResponse:  # noqa: N802, D102
@@ -42,14 +49,14 @@ class Health(health_pb2_grpc.HealthServicer):
         self, request: health_pb2.HealthCheckRequest, context: Any
     ) -> AsyncIterator[health_pb2.HealthCheckResponse]:
         told: Status | None = None
-        while True:
-            told = await self._change(request.service, told)
+        while (status := await self._change(request.service, told)) != told:
+            told = status
             yield health_pb2.HealthCheckResponse(status=told)
 
     async def _change(self, service: str, told: Status | None) -> Status:
-        """Wait until the answer is another than the one last told."""
+        """Wait until the answer is another than the one last told; the same comes back at the end."""
         async with self._changed:
-            await self._changed.wait_for(lambda: self._status(service) != told)
+            await self._changed.wait_for(lambda: self._ended or self._status(service) != told)
             return self._status(service)
 
     def _status(self, service: str) -> Status:

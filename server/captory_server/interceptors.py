@@ -35,7 +35,7 @@ class Boundary(aio.ServerInterceptor):
 
 
 def _wrap(handler: Any) -> grpc.RpcMethodHandler[Any, Any]:
-    requests = _decoded_stream if handler.request_streaming else _decoded
+    requests = _DecodedStream if handler.request_streaming else _decoded
     answer = _streaming if handler.response_streaming else _single
     kind = f"{_ARITY[handler.request_streaming]}_{_ARITY[handler.response_streaming]}"
     behaviour = answer(getattr(handler, kind), requests, handler.request_deserializer)
@@ -71,9 +71,18 @@ def _decoded(request: bytes, decode: Decode) -> Any:
     return decode(request)
 
 
-async def _decoded_stream(requests: AsyncIterator[bytes], decode: Decode) -> AsyncIterator[Any]:
-    async for request in requests:
-        yield decode(request)
+class _DecodedStream:
+    """An iterator, not a generator: it keeps no message while its caller works on it."""
+
+    def __init__(self, requests: AsyncIterator[bytes], decode: Decode) -> None:
+        self._requests = requests
+        self._decode = decode
+
+    def __aiter__(self) -> AsyncIterator[Any]:
+        return self
+
+    async def __anext__(self) -> Any:
+        return self._decode(await anext(self._requests))
 
 
 async def _abort(context: Context, error: Exception) -> None:

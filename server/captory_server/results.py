@@ -8,12 +8,17 @@ from google.rpc import status_pb2
 
 from captory_engine import items
 from captory_engine.device import StageCounts
-from captory_engine.errors import BadOutput, CaptoryError
+from captory_engine.errors import BadModel, BadOutput, CaptoryError, Exhausted, Expired, InvalidInput, Unavailable
 from captory_engine.info import FamilyInfo
 from captory_engine.items import Done, Event, Failed, Painted, Prompted
 from captory_proto.v1 import captory_pb2 as pb
 from captory_server.names import DETERMINISMS, IMAGE_FORMATS, MODES
 from captory_server.status import status_of
+
+RETRY_AFTER_S = 1.0
+_KINDS: dict[str, type[CaptoryError]] = {
+    kind.grpc_status: kind for kind in (BadModel, BadOutput, Expired, InvalidInput, Unavailable)
+}
 
 
 def write_event(item_id: str, event: Event) -> pb.SynthesizeResponse:
@@ -67,7 +72,11 @@ class Dropped(CaptoryError):  # noqa: N818
 
 def failure(event: Failed) -> CaptoryError:
     """Why an image will not come."""
-    return (Dropped if event.dropped else BadOutput)(event.reason, event.message)
+    if event.dropped:
+        return Dropped(event.reason, event.message)
+    if event.status == Exhausted.grpc_status:
+        return Exhausted(event.reason, event.message, retry_after_s=RETRY_AFTER_S)
+    return _KINDS.get(event.status, CaptoryError)(event.reason, event.message)
 
 
 def write_info(info: FamilyInfo, *, version: str, max_message_bytes: int) -> pb.ServerInfo:
@@ -154,6 +163,7 @@ def _write_provenance(made: items.Provenance) -> pb.Provenance:
         token_policy=made.token_policy,
         pixel_sha256=made.pixel_sha256,
         backend=made.backend,
+        writer=made.writer,
     )
 
 

@@ -43,6 +43,7 @@ class CaptoryService(captory_pb2_grpc.CaptoryServicer):
             pipeline,
             max_item_price=self._settings.max_item_price,
             max_queued_price=self._settings.max_queued_price,
+            max_input_bytes=self._settings.max_input_bytes,
         )
         self._loaded = pipeline, admission
         return admission
@@ -51,7 +52,10 @@ class CaptoryService(captory_pb2_grpc.CaptoryServicer):
         self, request_iterator: AsyncIterator[pb.SynthesizeRequest], context: Any
     ) -> AsyncGenerator[pb.SynthesizeResponse, None]:
         pipeline, admission = self._ready()
-        stream = ItemStream(pipeline, admission, self.draining, self._settings.max_stream_images)
+        settings = self._settings
+        stream = ItemStream(
+            pipeline, admission, self.draining, settings.max_stream_images, settings.max_stream_input_bytes
+        )
         async with aclosing(stream.responses(request_iterator)) as responses:
             async for response in responses:
                 yield response

@@ -15,6 +15,7 @@ import pytest
 from data_fakes import Maker, job_spec, photo_folder, requested, run, run_durably
 from oracle import judge
 
+from captory_data.dataset import Dataset
 from captory_data.errors import FatalStorageError, LedgerError, LockedError
 from captory_data.lock import locked
 from captory_data.spec import JobSpec
@@ -116,6 +117,53 @@ def test_nothing_is_published_after_a_failed_flush(tmp_path: Path, monkeypatch: 
     assert (summary.images, summary.exit_code) == (0, 1)
     assert len(maker.seen) < 40
     assert list((out / "shards").iterdir()) == []
+
+
+@pytest.mark.parametrize("when", range(3, 12))
+def test_nothing_is_written_after_a_failed_flush(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, when: int) -> None:
+    root, out = photo_folder(tmp_path / "in"), tmp_path / "out"
+    run(root, out, limit=1)
+    then: list[dict[Path, bytes]] = []
+    calls = 0
+
+    def fsync(descriptor: int) -> None:
+        nonlocal calls
+        calls += 1
+        if calls == when:
+            then.append(contents(out))
+            raise OSError(errno.EIO, "Input/output error")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "fsync", fsync)
+        patch.setattr("captory_data.database.SYNCHRONOUS", "OFF")
+        summary = run_durably(root, out)
+    if then:
+        assert (summary.exit_code, calls) == (1, when)
+        assert str(summary.error).startswith("cannot write")
+        assert contents(out) == then[0]
+    assert run(root, out).exit_code == 0
+    assert judge(out, requested(root, job_spec())).clean
+
+
+def test_nothing_is_published_after_the_ledger_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    root, out = photo_folder(tmp_path / "in"), tmp_path / "out"
+    run(root, out, limit=1)
+    before = contents(out)
+
+    def refuse(*_: object) -> None:
+        raise FatalStorageError("ledger.sqlite: disk I/O error")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Dataset, "check_maker", refuse)
+        summary = run(root, out)
+    assert (summary.exit_code, summary.error) == (1, "ledger.sqlite: disk I/O error")
+    assert contents(out) == before
+    assert run(root, out).images == 5
+
+
+def contents(out: Path) -> dict[Path, bytes]:
+    """Every whole file of an output folder."""
+    return {path: path.read_bytes() for path in out.rglob("*") if path.is_file() and path.suffix != ".tmp"}
 
 
 @pytest.mark.skipif(os.geteuid() == 0, reason="root may write everywhere")

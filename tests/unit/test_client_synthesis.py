@@ -12,7 +12,7 @@ from grpc.aio import Metadata
 
 from captory_client.backoff import Backoff
 from captory_client.errors import ClientError, ServerLost
-from captory_client.synthesis import Synthesis
+from captory_client.synthesis import Synthesis, Window
 from captory_proto.v1 import captory_pb2 as pb
 
 
@@ -67,8 +67,8 @@ class Line:
     async def on_lost(self) -> None:
         self.lost += 1
 
-    def synthesis(self, max_in_flight: int = 4, backoff: Backoff | None = None) -> Synthesis:
-        return Synthesis(self.open, max_in_flight, backoff or Backoff(), self.sleep, self.on_lost)
+    def synthesis(self, max_in_flight: int = 4, backoff: Backoff | None = None, max_bytes: int = 1 << 20) -> Synthesis:
+        return Synthesis(self.open, Window(max_in_flight, max_bytes), backoff or Backoff(), self.sleep, self.on_lost)
 
 
 def items(num: int) -> list[pb.Item]:

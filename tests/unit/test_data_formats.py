@@ -3,14 +3,21 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
-from data_fakes import Maker, job_spec, photo_folder, picture, requested, run
+from data_fakes import Maker, finished, job_spec, photo_folder, picture, requested, run
 from oracle import judge
 
 from captory_data.formats.imagefolder import folder_name
+from captory_data.identity import wanted_images
+from captory_data.outcomes import WorkItem
+from captory_data.provenance import make_record
+from captory_data.records import Record
+from captory_data.source import SourceItem
+from captory_data.sources.entry import Entry
 
 FORMATS = ("webdataset", "imagefolder", "parquet")
 FIELDS = {
@@ -133,3 +140,16 @@ def test_class_folders_are_safe(class_id: str) -> None:
 def test_class_folders_stay_apart() -> None:
     ids = ["a/b", "a%2Fb", "a b", "a_b", "A", "a", ".a", "%2Ea"]
     assert len({folder_name(class_id) for class_id in ids}) == len(ids)
+
+
+def test_records_without_a_writer_are_still_read() -> None:
+    item = WorkItem("a.png", None, "", wanted_images(job_spec(), "a.png"))
+    source = SourceItem("a.png", None, "", Path(), Entry())
+    record = make_record(job_spec(), source, item.wanted[0], finished(item, item.wanted[0].id))
+    assert Record.loads(record.dumps()) == record
+    values = json.loads(record.dumps())
+    assert values.pop("writer") == "template"
+    assert Record.loads(json.dumps(values)) == replace(record, writer="")
+    for changed in ({**values, "more": 1}, {name: values[name] for name in values if name != "seed"}):
+        with pytest.raises(ValueError, match="fields"):
+            Record.loads(json.dumps(changed))

@@ -7,9 +7,10 @@ from html.parser import HTMLParser
 from pathlib import Path
 
 import pytest
-from data_fakes import Maker, failing, job_spec, photo_folder, picture, run
+from data_fakes import Maker, failing, finished, job_spec, photo_folder, picture, run
 
 from captory_data.gallery import MAX_SOURCES, MAX_SOURCES_PER_CLASS, Gallery
+from captory_data.outcomes import Failure, ItemDone, Outcome, WorkItem
 from captory_data.report import write_report_for
 from captory_data.source import Payload
 from captory_data.thumbnails import thumbnail
@@ -71,6 +72,17 @@ def test_it_escapes_every_text(tmp_path: Path) -> None:
     tags = Tags(page(tmp_path / "out"))
     assert tags.all("script") == []
     assert all(str(image["src"]).startswith("data:") and "onerror" not in image for image in tags.all("img"))
+
+
+def test_only_what_is_published_is_more(tmp_path: Path) -> None:
+    def lose(item: WorkItem) -> list[Outcome]:
+        made = [finished(item, wanted.id) for wanted in item.wanted[:10]]
+        lost = [Failure(item.key, wanted.id, "blank", "", dropped=True) for wanted in item.wanted[10:]]
+        return [*made, *lost, ItemDone(item.key)]
+
+    root = photo_folder(tmp_path / "in", classes=("a",), per_class=1)
+    run(root, tmp_path / "out", Maker(spoil=lose), job_spec(per_image=12))
+    assert "synthetic, 2 more in the dataset" in page(tmp_path / "out")
 
 
 @pytest.mark.parametrize("output_format", ["webdataset", "imagefolder", "parquet"])

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import sqlite3
-from collections.abc import AsyncGenerator, AsyncIterator
+from collections.abc import AsyncGenerator, AsyncIterator, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +17,7 @@ from captory_data.batching import BatchLimits
 from captory_data.dataset import find_image, stored_job
 from captory_data.errors import DataError, SpecError, TransportError
 from captory_data.outcomes import Failure, Finished, ItemDone, Outcome, Started, WorkItem
-from captory_data.planning import Plan, plan_job
+from captory_data.planning import Plan, Planned, plan_items, plan_job
 from captory_data.runner import run_job
 from captory_data.source import open_source
 from captory_data.summary import JobSummary, Progress
@@ -51,7 +51,7 @@ def test_a_whole_run(tmp_path: Path, photos: Path) -> None:
     record, image = find_image(out, first.wanted[1].id)
     assert image == finished(first, first.wanted[1].id).image
     assert (record.source, record.class_id, record.seed) == ("bird/0.png", "bird", first.wanted[1].seed)
-    assert record.models == MODELS
+    assert (record.models, record.writer) == (MODELS, "template")
     with pytest.raises(DataError, match="no image"):
         find_image(out, "0" * 32)
     manifest = json.loads((out / "manifest.json").read_text())
@@ -227,6 +227,24 @@ def test_stop_drains(tmp_path: Path, photos: Path) -> None:
     assert run(photos, tmp_path / "out").images == 4
 
 
+@pytest.mark.parametrize("when", [1, 20, 30])
+def test_a_stop_while_skipping_is_an_interruption(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, when: int) -> None:
+    photos, out, stop = photo_folder(tmp_path / "in", per_class=20), tmp_path / "out", asyncio.Event()
+    assert run(photos, out, limit=30).images == 30
+
+    def planned(*arguments: Any, **options: Any) -> Iterator[Planned]:
+        for number, item in enumerate(plan_items(*arguments, **options), 1):
+            if number == when:
+                stop.set()
+            yield item
+
+    with monkeypatch.context() as patch:
+        patch.setattr("captory_data.runner.plan_items", planned)
+        summary = run(photos, out, stop=stop)
+    assert (summary.interrupted, summary.exit_code, summary.images) == (True, 130, 0)
+    assert run(photos, out).images == 10
+
+
 def test_cancelling_publishes_what_is_finished(tmp_path: Path, photos: Path) -> None:
     async def job() -> None:
         reached, never = asyncio.Event(), asyncio.Event()
@@ -345,6 +363,20 @@ def test_classes_keep_their_position_when_more_come(tmp_path: Path, photos: Path
     assert run(photos, out).images == 3
     classes = json.loads((out / "manifest.json").read_text())["classes"]
     assert [(row["index"], row["id"]) for row in classes] == [(0, "bird"), (1, "cat"), (2, "ape")]
+
+
+def test_class_names_need_not_be_given_again(tmp_path: Path, photos: Path) -> None:
+    names, out, maker = tmp_path / "names.csv", tmp_path / "out", Maker()
+    names.write_text("bird,crane bird\ncat,tabby cat\n")
+    run(photos, out, classes=names, limit=1)
+    manifest = json.loads((out / "manifest.json").read_text())
+    photo_folder(tmp_path / "more", classes=("dog",), per_class=1)
+    (tmp_path / "more" / "dog").rename(photos / "dog")
+    summary = run(photos, out, maker)
+    assert (summary.images, summary.failed) == (5, 1)
+    assert {item.class_name for item in maker.seen} == {"crane bird", "tabby cat"}
+    assert [row[1] for row in failures(out)] == ["UNKNOWN_CLASS"]
+    assert json.loads((out / "manifest.json").read_text())["classes"] == manifest["classes"]
 
 
 def test_progress_counts_stages(tmp_path: Path, photos: Path) -> None:

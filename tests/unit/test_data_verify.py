@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import sqlite3
 from collections.abc import Callable
 from pathlib import Path
@@ -10,7 +11,8 @@ from pathlib import Path
 import pytest
 from data_fakes import job_spec, photo_folder, run
 
-from captory_data.errors import LedgerError, LockedError
+from captory_data.dataset import find_image
+from captory_data.errors import DataError, LedgerError, LockedError
 from captory_data.lock import locked
 from captory_data.verify import verify
 
@@ -50,6 +52,23 @@ def test_a_damaged_file_is_named(tmp_path: Path, output_format: str, harm: Calla
     assert any(
         path.name in f"{problem.path} {problem.message}" or path.stem in problem.message for problem in report.problems
     )
+
+
+@pytest.mark.parametrize("output_format", FORMATS)
+@pytest.mark.parametrize("harm", [Path.unlink, lambda path: path.write_bytes(b"\xff" * 700)])
+def test_an_image_in_a_damaged_file_cannot_be_had(
+    tmp_path: Path, output_format: str, harm: Callable[[Path], object]
+) -> None:
+    out = made(tmp_path, output_format)
+    connection = sqlite3.connect(out / "ledger.sqlite")
+    ((image_id,),) = connection.execute("SELECT id FROM images ORDER BY rowid LIMIT 1").fetchall()
+    connection.close()
+    find_image(out, image_id)
+    for path in [path for folder in ("shards", "data") for path in (out / folder).rglob("*") if path.is_file()]:
+        harm(path)
+    folder = out / ("shards" if output_format == "webdataset" else "data")
+    with pytest.raises(DataError, match=f"^{re.escape(str(folder))}.* cannot be read"):
+        find_image(out, image_id)
 
 
 @pytest.mark.parametrize("output_format", FORMATS)

@@ -71,7 +71,9 @@ async def test_let_in_and_cancelled_in_the_same_breath_gives_back() -> None:
 
 
 def admission(pipeline: FakePipeline, **limits: int) -> Admission:
-    return Admission(pipeline, **{"max_item_price": 1 << 20, "max_queued_price": 1 << 20, **limits})
+    return Admission(
+        pipeline, **{"max_item_price": 1 << 20, "max_queued_price": 1 << 20, "max_input_bytes": 1 << 20, **limits}
+    )
 
 
 def test_the_price_is_pixels_times_steps_times_images() -> None:

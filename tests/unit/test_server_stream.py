@@ -3,21 +3,24 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator, AsyncIterator
 from contextlib import aclosing
 
 import pytest
 from fakes import FakePipeline, Faults
 
 from captory_engine.errors import InvalidInput
+from captory_engine.items import Event, Item
 from captory_proto.v1 import captory_pb2 as pb
 from captory_server.admission import Admission
 from captory_server.stream import ItemStream
 
 
-def open_stream(pipeline: FakePipeline, max_images: int = 4) -> tuple[ItemStream, Admission]:
-    admission = Admission(pipeline, max_item_price=1 << 40, max_queued_price=1 << 40)
-    return ItemStream(pipeline, admission, asyncio.Event(), max_images), admission
+def open_stream(
+    pipeline: FakePipeline, max_images: int = 4, max_input_bytes: int = 1 << 20
+) -> tuple[ItemStream, Admission]:
+    admission = Admission(pipeline, max_item_price=1 << 40, max_queued_price=1 << 40, max_input_bytes=1 << 20)
+    return ItemStream(pipeline, admission, asyncio.Event(), max_images, max_input_bytes), admission
 
 
 async def requests(*items: pb.Item) -> AsyncIterator[pb.SynthesizeRequest]:
@@ -78,3 +81,25 @@ async def test_a_crash_is_its_item_s_own() -> None:
     }
     assert {name: end.num_images for name, end in done.items()} == {"i0": 1, "i1": 0, "i2": 1}
     assert done["i1"].status.message == "internal error"
+
+
+async def test_a_cancel_after_the_end_is_passed_over() -> None:
+    class Lingering(FakePipeline):
+        async def run(self, item: Item) -> AsyncGenerator[Event, None]:
+            async for happened in super().run(item):
+                yield happened
+            await told.wait()
+
+    async def late_cancel() -> AsyncIterator[pb.SynthesizeRequest]:
+        yield pb.SynthesizeRequest(item=items(1)[0])
+        await done.wait()
+        yield pb.SynthesizeRequest(cancel_item_id="i0")
+        told.set()
+
+    told, done, ends = asyncio.Event(), asyncio.Event(), 0
+    stream, _ = open_stream(Lingering())
+    async for response in stream.responses(late_cancel()):
+        if response.HasField("done"):
+            ends += 1
+            done.set()
+    assert ends == 1

@@ -27,7 +27,7 @@ def reproduce(
 
     It is compared with the dataset's own.
 
-    Exit codes: 0 as promised (the same bytes in exact; in stable, pixels may drift), 3 not.
+    Exit codes: 0 as promised (the same bytes in exact; in stable, pixels within 2 of 255 levels), 3 not.
     """
     with explained("reproduce"):
         comparison = asyncio.run(_reproduce(out, image_id, family, server))

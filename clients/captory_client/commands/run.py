@@ -34,6 +34,8 @@ def run(
     seed: Annotated[int | None, typer.Option(min=0, help="Seed of the whole job.  [default: 0]")] = None,
     classes: Annotated[Path | None, typer.Option(help="File of class ids and display names.")] = None,
     retry_failed: Annotated[bool, typer.Option("--retry-failed", help="Try failed images again.")] = False,
+    retry_reason: Annotated[str | None, typer.Option(help="Try images again that failed for this reason.")] = None,
+    recaption: Annotated[bool, typer.Option("--recaption", help="Caption images that come with captions.")] = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what would be done.")] = False,
     quiet: Annotated[bool, typer.Option("--quiet", help="Print errors only.")] = False,
     determinism: Annotated[Determinism | None, typer.Option(help="exact: the same bytes in any company.")] = None,
@@ -67,7 +69,7 @@ def run(
             "image_format": image_format,
             **parse_size(size),
         }
-        job = Run(source, out, asked, family, classes, retry_failed, server, limit)
+        job = Run(source, out, asked, family, classes, retry_reason or retry_failed, server, limit, recaption)
         raise typer.Exit(dry(job, as_json=as_json) if dry_run else work(job, quiet=quiet, as_json=as_json))
 
 

@@ -412,6 +412,7 @@ class Provenance(_message.Message):
     TOKEN_POLICY_FIELD_NUMBER: _builtins.int
     PIXEL_SHA256_FIELD_NUMBER: _builtins.int
     BACKEND_FIELD_NUMBER: _builtins.int
+    WRITER_FIELD_NUMBER: _builtins.int
     caption: _builtins.str
     prompt: _builtins.str
     negative_prompt: _builtins.str
@@ -437,6 +438,8 @@ class Provenance(_message.Message):
     """of the raw RGB bytes"""
     backend: _builtins.str
     """runtime, version, provider, threads, CPU features"""
+    writer: _builtins.str
+    """of the prompt: "template" | "model" | "fallback" | "client" """
     @_builtins.property
     def guidance_interval(self) -> Global___GuidanceInterval: ...
     @_builtins.property
@@ -467,10 +470,11 @@ class Provenance(_message.Message):
         token_policy: _builtins.str = ...,
         pixel_sha256: _builtins.str = ...,
         backend: _builtins.str = ...,
+        writer: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["guidance_interval", b"guidance_interval"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["backend", b"backend", "caption", b"caption", "class_name", b"class_name", "determinism", b"determinism", "family", b"family", "guidance_interval", b"guidance_interval", "guidance_scale", b"guidance_scale", "height", b"height", "mode", b"mode", "models", b"models", "negative_prompt", b"negative_prompt", "pixel_sha256", b"pixel_sha256", "prompt", b"prompt", "prompt_index", b"prompt_index", "sample_index", b"sample_index", "sampler", b"sampler", "seed", b"seed", "steps", b"steps", "token_count", b"token_count", "token_policy", b"token_policy", "width", b"width"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["backend", b"backend", "caption", b"caption", "class_name", b"class_name", "determinism", b"determinism", "family", b"family", "guidance_interval", b"guidance_interval", "guidance_scale", b"guidance_scale", "height", b"height", "mode", b"mode", "models", b"models", "negative_prompt", b"negative_prompt", "pixel_sha256", b"pixel_sha256", "prompt", b"prompt", "prompt_index", b"prompt_index", "sample_index", b"sample_index", "sampler", b"sampler", "seed", b"seed", "steps", b"steps", "token_count", b"token_count", "token_policy", b"token_policy", "width", b"width", "writer", b"writer"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
