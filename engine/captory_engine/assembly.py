@@ -54,7 +54,7 @@ PROFILES = {
     "caption": Profile(max_rows=32),
     "write": Profile(max_rows=32),
     "text": Profile(max_rows=16),
-    "denoise": Profile(max_rows=32),
+    "denoise": Profile(max_rows=64),
     "vae": Profile(max_rows=8, max_wait_s=Profile.waits(bulk_s=0.25)),
 }
 

@@ -185,7 +185,7 @@ async def test_a_stage_holds_a_bounded_number_of_tasks(repository: Path) -> None
         found = await asyncio.gather(*(events_of(pipeline, one) for one in wanted))
         [slots] = pipeline.device._engines["denoise"]._slots.values()  # type: ignore[attr-defined]
     assert all(len(pixels(events)) == 40 for events in found)
-    assert slots["x"].shape[0] <= 128
+    assert slots["x"].shape[0] <= 4 * 64
 
 
 async def test_a_dead_backend_is_said_so(repository: Path, sessions: dict[str, FakeSession]) -> None:
