@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import multiprocessing
 import os
 import random
 import shutil
@@ -19,6 +20,7 @@ from oracle import judge
 
 from captory_data.batching import BatchLimits
 from captory_data.dataset import Batch, Dataset
+from captory_data.spec import JobSpec
 from captory_data.verify import verify
 
 SPEC = job_spec(per_image=2)
@@ -26,18 +28,20 @@ LIMITS = BatchLimits(max_images=4, max_age_s=1e9)
 TRACED = "pwrite64,fdatasync,fsync,rename,renameat2,unlink"
 
 
-def in_a_child(work: Callable[[], Any]) -> int:
-    """Run it in a forked process; how that process ended."""
-    child = os.fork()
-    if child == 0:
-        code = 70
-        try:
-            work()
-            code = 0
-        finally:
-            os._exit(code)
-    _, status = os.waitpid(child, 0)
-    return os.waitstatus_to_exitcode(status)
+CLEAN = multiprocessing.get_context("forkserver")
+"""Children of a process that has only imported things: forking pytest itself, with the threads of gRPC and Arrow
+in it, hangs now and then."""
+
+
+def in_a_child(work: Callable[..., None], *arguments: Any) -> int:
+    """Run it in a process of its own; how that process ended."""
+    CLEAN.set_forkserver_preload([__name__, "webdataset", "pyarrow.parquet", "pandas"])
+    with patch.dict(os.environ, PYTHONPATH=os.pathsep.join(sys.path)):
+        child = CLEAN.Process(target=work, args=arguments)
+        child.start()
+    child.join()
+    assert child.exitcode is not None
+    return child.exitcode
 
 
 def log_acknowledged(log: Path) -> None:
@@ -80,6 +84,21 @@ class KillAt:
         return call
 
 
+def run_until_killed(root: Path, out: Path, log: Path, spec: JobSpec, when: int, after: bool) -> None:
+    """One run that dies at the `when`-th flush or rename."""
+    log_acknowledged(log)
+    KillAt(when, after)
+    with patch("captory_data.database.SYNCHRONOUS", "OFF"):  # a kill loses nothing that was written
+        run_durably(root, out, spec=spec, batch_limits=LIMITS)
+
+
+def run_until_item(root: Path, out: Path, log: Path, items: int, window: int) -> None:
+    """One run that dies when it is given item number `items`."""
+    log_acknowledged(log)
+    kill = Maker(at_item=lambda count: os.kill(os.getpid(), signal.SIGKILL) if count == items else None)
+    run(root, out, kill, SPEC, batch_limits=LIMITS, window=window)
+
+
 @pytest.mark.parametrize(
     ("output_format", "after", "step"),
     [("webdataset", False, 1), ("webdataset", True, 3), ("imagefolder", False, 3), ("parquet", False, 3)],
@@ -88,17 +107,9 @@ def test_killed_at_each_flush_and_rename(tmp_path: Path, output_format: str, aft
     root = photo_folder(tmp_path / "in", per_class=2)
     spec = job_spec(per_image=2, output_format=output_format)
     wanted = requested(root, spec)
-    run(root, tmp_path / "warm up", spec=spec, batch_limits=LIMITS)  # imports before the fork
     for when in range(1, 200, step):
         out, log = tmp_path / f"{when}", tmp_path / f"{when}.log"
-
-        def work(out: Path = out, log: Path = log, when: int = when) -> None:
-            log_acknowledged(log)
-            KillAt(when, after)
-            with patch("captory_data.database.SYNCHRONOUS", "OFF"):  # a kill loses nothing that was written
-                run_durably(root, out, spec=spec, batch_limits=LIMITS)
-
-        status = in_a_child(work)
+        status = in_a_child(run_until_killed, root, out, log, spec, when, after)
         if status == 0:
             break
         assert status == -signal.SIGKILL
@@ -119,13 +130,7 @@ def test_killed_between_items(tmp_path: Path) -> None:
     window = 8
     for _ in range(6):
         before, items = len(acknowledged(log)), dice.randrange(5, 30)
-
-        def work(items: int = items) -> None:
-            log_acknowledged(log)
-            kill = Maker(at_item=lambda count: os.kill(os.getpid(), signal.SIGKILL) if count == items else None)
-            run(root, out, kill, SPEC, batch_limits=LIMITS, window=window)
-
-        if in_a_child(work) == 0:
+        if in_a_child(run_until_item, root, out, log, items, window) == 0:
             break
         lost_at_most = window * SPEC.per_image + 2 * LIMITS.max_images
         assert len(acknowledged(log)) - before >= items * SPEC.per_image - lost_at_most
