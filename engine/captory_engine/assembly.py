@@ -22,6 +22,7 @@ from captory_engine.images import encode_image
 from captory_engine.info import FamilyInfo, Limits, ModelInfo
 from captory_engine.items import Captioned, Failed, ImageFormat, Item, Mode, Parameters, Sample
 from captory_engine.pipeline import Pipeline
+from captory_engine.profiles import measured
 from captory_engine.repository import open_model
 from captory_engine.scheduler import Profile
 from captory_engine.sessions.base import Session
@@ -38,32 +39,39 @@ EXACT_ROWS = 8
 
 @dataclass(frozen=True, slots=True)
 class EngineConfig:
-    """What to serve and on what. `num_threads` 0: every CPU that this process may use."""
+    """What to serve and on what.
+
+    `num_threads` are shared by `num_lanes`; 0: every CPU that this process may use, and as many lanes as pay.
+    Batch sizes are `profiles`, or those that were measured and kept, or measured now where `measure` is set.
+    """
 
     repository: Path
     family: str = ""
     backend: str = "onnx"
     num_threads: int = 0
+    num_lanes: int = 0
     limits: Limits = field(default_factory=Limits)
     profiles: dict[str, Profile] | None = None
+    measure: bool = False
 
 
-# Rows of a full batch by stage, for small graphs on a few CPU cores (`captory bench profile` measures others).
+# Where nothing was measured: small graphs, one CPU core a lane. Costs are milliseconds a row.
 PROFILES = {
-    "vision": Profile(max_rows=16),
-    "caption": Profile(max_rows=32),
-    "write": Profile(max_rows=32),
-    "text": Profile(max_rows=16),
-    "denoise": Profile(max_rows=64),
-    "vae": Profile(max_rows=8, max_wait_s=Profile.waits(bulk_s=0.25)),
+    "vision": Profile(max_rows=8, row_cost=2.0, min_rows=EXACT_ROWS),
+    "caption": Profile(max_rows=16, row_cost=0.1, min_rows=EXACT_ROWS),
+    "write": Profile(max_rows=16, row_cost=0.1, min_rows=EXACT_ROWS),
+    "text": Profile(max_rows=8, row_cost=1.3),
+    "denoise": Profile(max_rows=16, row_cost=2.0, min_rows=2, neck=True),
+    "vae": Profile(max_rows=4, row_cost=3.0, max_wait_s=Profile.waits(bulk_s=0.25)),
 }
 
 
 async def open_pipeline(config: EngineConfig) -> Pipeline:
     """Load, verify and warm up. Raises `BadModel` for whatever the repository lacks or has too much of."""
     located = await asyncio.to_thread(find_family, config.repository, config.family)
-    sessions = await asyncio.to_thread(_open_sessions, located.root, located.family, config)
-    pipeline = _build(located.root, located.family, sessions, config)
+    sessions = await asyncio.to_thread(open_sessions, located.root, located.family, config)
+    profiles = await asyncio.to_thread(_profiles, located.family, sessions, config)
+    pipeline = _build(located.root, located.family, sessions, profiles, config)
     try:
         await _warm_up(pipeline)
     except Exception as error:
@@ -72,13 +80,31 @@ async def open_pipeline(config: EngineConfig) -> Pipeline:
     return pipeline
 
 
-def _open_sessions(root: Path, family: Family, config: EngineConfig) -> dict[str, Session]:
-    options = SessionOptions(num_threads=config.num_threads or available_cpus())
+def open_sessions(root: Path, family: Family, config: EngineConfig) -> dict[str, Session]:
+    """A session for each model. Raises `BadModel`."""
+    num_threads = config.num_threads or available_cpus()
+    options = SessionOptions(num_threads=max(1, num_threads // num_lanes(config)))
     return {name: open_session(config.backend, open_model(root, name), options) for name in family.models}
 
 
-def _build(root: Path, family: Family, sessions: dict[str, Session], config: EngineConfig) -> Pipeline:
-    device = Device(_engines(family, sessions, PROFILES | (config.profiles or {})))
+def num_lanes(config: EngineConfig) -> int:
+    """On a CPU, graphs of one thread side by side beat one graph of many threads: nothing waits at its barriers."""
+    return config.num_lanes or (config.num_threads or available_cpus() if config.backend == "onnx" else 1)
+
+
+def _profiles(family: Family, sessions: dict[str, Session], config: EngineConfig) -> dict[str, Profile]:
+    lanes = num_lanes(config)
+    own = {stage: replace(profile, max_in_flight=lanes + 1) for stage, profile in PROFILES.items()}
+    if config.profiles is not None:
+        return own | config.profiles
+    curves = measured(family, sessions, lanes, may_measure=config.measure)
+    return own | {stage: curves[stage].applied(own[stage]) for stage in curves}
+
+
+def _build(
+    root: Path, family: Family, sessions: dict[str, Session], profiles: dict[str, Profile], config: EngineConfig
+) -> Pipeline:
+    device = Device(_engines(family, sessions, profiles), num_lanes=num_lanes(config))
     captions = SingleFlight(LruCache[Captioned](CACHED_CAPTIONS, CACHED_CAPTIONS << 10, lambda words: len(words.text)))
     captioner = Captioner(device, family.captioner, Tokenizer(root / family.captioner.tokenizer), captions)
     spec = family.writer

@@ -20,6 +20,18 @@ def content_key(*parts: str | bytes) -> str:
     return state.hexdigest()
 
 
+def once(compute: Callable[[], Awaitable[V]]) -> Callable[[], Awaitable[V]]:
+    """Return what calls `compute` when its value is first needed, and keeps it; for one caller at a time."""
+    values: list[V] = []
+
+    async def value() -> V:
+        if not values:
+            values.append(await compute())
+        return values[0]
+
+    return value
+
+
 class LruCache(Generic[V]):
     """A map that forgets the least recently used entries past `max_entries` or `max_bytes`.
 

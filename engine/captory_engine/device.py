@@ -7,19 +7,16 @@ import logging
 import time
 from collections import Counter
 from collections.abc import Callable, Hashable, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from itertools import count
 from typing import Any, NamedTuple, Protocol, TypeVar
 
-from captory_engine.errors import CaptoryError, Unavailable
+from captory_engine.errors import CaptoryError, OutOfMemory, Unavailable
 from captory_engine.items import WorkClass
-from captory_engine.scheduler import RANKS, Batch, Entry, Profile, StageQueue, pick
+from captory_engine.scheduler import RANKS, Batch, Entry, Profile, Shares, StageQueue, pick, pick_ahead
 
 log = logging.getLogger(__name__)
-
-# Tasks of a class that a stage holds, in full batches: enough for the policy to choose from, and no more.
-PLACES = 4
 
 TaskT = TypeVar("TaskT", bound="Task", contravariant=True)
 
@@ -55,7 +52,10 @@ class StepEngine(Protocol[TaskT]):
         ...
 
     def run(self, tasks: Sequence[TaskT]) -> int:
-        """Run one batch, in the device's thread; a row that ends says so on its task. Returns the rows computed."""
+        """Run one batch, in a lane's thread, maybe beside another; a row that ends says so on its task.
+
+        Returns the rows computed.
+        """
         ...
 
     def retire(self, task: TaskT) -> None:
@@ -78,47 +78,75 @@ class _Ticket:
 
 @dataclass(slots=True)
 class StageCounts:
-    """Counters of one stage since the start."""
+    """Counters of one stage since the start. `seconds` are those in which batches ran, of all lanes together."""
 
     batches: int = 0
     useful_rows: int = 0
     computed_rows: int = 0
     seconds: float = 0.0
     batch_rows: Counter[int] = field(default_factory=Counter)
+    max_rows: int = 0
+
+
+class _Launched(NamedTuple):
+    """A batch that a lane runs, or that stands ready for one."""
+
+    batch: Batch
+    tickets: Sequence[_Ticket]
+
+
+class _Ran(NamedTuple):
+    """What came of a batch: rows computed and seconds spent, and the error if it failed as a whole."""
+
+    computed: int
+    seconds: float
+    error: Exception | None
 
 
 class Device:
-    """One device and its loop. Engines stand in pipeline order, upstream first."""
+    """One device and its loop. Engines stand in pipeline order, upstream first.
+
+    A device has lanes: batches that it runs at once. On a CPU a lane is a thread; a GPU has one.
+    """
 
     def __init__(
-        self, engines: Sequence[StepEngine[Any]], *, max_in_flight: int = 1, clock: Callable[[], float] = time.monotonic
+        self, engines: Sequence[StepEngine[Any]], *, num_lanes: int = 1, clock: Callable[[], float] = time.monotonic
     ) -> None:
+        self.num_lanes = num_lanes
+        self.counts = {engine.name: StageCounts(max_rows=engine.profile.max_rows) for engine in engines}
         self._engines = {engine.name: engine for engine in engines}
         self._stages = [StageQueue(engine.name, engine.profile) for engine in engines]
         self._stage = {stage.name: stage for stage in self._stages}
+        self._shares = Shares()
         self._tickets: dict[int, _Ticket] = {}
+        self._num_tasks = Counter[WorkClass]()
         self._ids = count()
         self._changed = asyncio.Event()
-        self._in_flight: set[asyncio.Task[None]] = set()
-        self._max_in_flight = max_in_flight
+        self._in_flight: dict[Future[_Ran], _Launched] = {}
+        self._landed = asyncio.Event()
         self._places = {
-            (engine.name, work_class): asyncio.Semaphore(PLACES * engine.profile.max_rows)
+            (engine.name, work_class): asyncio.Semaphore(engine.profile.max_tasks)
             for engine in engines
             for work_class in WorkClass
         }
         self._clock = clock
-        self._threads = ThreadPoolExecutor(max_in_flight, thread_name_prefix="captory-device")
-        self.counts = {engine.name: StageCounts() for engine in engines}
+        self._started_s = clock()
+        self._threads = ThreadPoolExecutor(num_lanes, thread_name_prefix="captory-lane")
 
     async def serve(self) -> None:
         """The loop. Runs until cancelled."""
         while True:
-            batch = pick(self._stages, self._clock()) if len(self._in_flight) < self._max_in_flight else None
+            batch = self._pick()
             if batch is None:
                 await self._changed.wait()
                 self._changed.clear()
             else:
                 self._launch(batch)
+
+    @property
+    def uptime_s(self) -> float:
+        """Seconds since the device was made."""
+        return self._clock() - self._started_s
 
     async def submit(self, stage: str, task: Task, work_class: WorkClass = WorkClass.BULK) -> Any:
         """Run one task to its end and return its result. Cancelling the caller takes the task out within a step.
@@ -129,6 +157,7 @@ class Device:
             task_id = next(self._ids)
             ticket = _Ticket(task, work_class, task_id, asyncio.get_running_loop().create_future())
             self._tickets[task_id] = ticket
+            self._num_tasks[work_class] += 1
             self._enqueue(stage, task_id, ticket)
             try:
                 return await ticket.future
@@ -142,7 +171,9 @@ class Device:
 
     async def close(self) -> None:
         """Wait for the batches in flight, then end the threads."""
-        await asyncio.gather(*self._in_flight, return_exceptions=True)
+        while self._in_flight:
+            self._landed.clear()
+            await self._landed.wait()
         self._threads.shutdown(wait=True)
         self.fail(Unavailable("CLOSED", "the engine is shutting down"))
 
@@ -159,42 +190,85 @@ class Device:
         lane = (key, task_id) if ticket.alone else (key, None)
         ticket.entry = Entry(RANKS[ticket.work_class], ticket.arrival, task_id, lane, rows, now, overdue)
         self._stage[stage].add(ticket.entry)
+        if ticket.work_class is WorkClass.INTERACTIVE:
+            self._recall()
         self._changed.set()
+
+    def _pick(self) -> Batch | None:
+        """For a lane that is free, or else one batch to stand ready for the first that will be.
+
+        Nothing stands ready while there is interactive work, whose next step could then not follow at once.
+        """
+        num_free = self.num_lanes - len(self._in_flight)
+        if num_free > 0:
+            return pick(self._stages, self._shares, self._clock())
+        if num_free == 0 and not self._num_tasks[WorkClass.INTERACTIVE]:
+            return pick_ahead(self._stages, self._shares, self._clock())
+        return None
 
     def _launch(self, batch: Batch) -> None:
-        for task_id in batch.task_ids:
-            ticket = self._tickets[task_id]
+        stage, tickets = self._stage[batch.stage], [self._tickets[task_id] for task_id in batch.task_ids]
+        for ticket in tickets:
             assert ticket.entry is not None
-            self._stage[batch.stage].remove(ticket.entry)
+            stage.remove(ticket.entry)
             ticket.entry, ticket.running = None, True
-        self._stage[batch.stage].in_flight += 1
-        running = asyncio.create_task(self._run(batch))
-        self._in_flight.add(running)
-        running.add_done_callback(self._landed)
+        stage.launch(batch)
+        loop = asyncio.get_running_loop()
+        running = self._threads.submit(self._run, self._engines[batch.stage], batch, [one.task for one in tickets])
+        self._in_flight[running] = _Launched(batch, tickets)
+        running.add_done_callback(lambda ran: ran.cancelled() or loop.call_soon_threadsafe(self._land, ran))
 
-    def _landed(self, running: asyncio.Task[None]) -> None:
-        self._in_flight.discard(running)
-        self._changed.set()
+    def _recall(self) -> None:
+        """Interactive work has come: bulk work that stands ready and has not begun gives way to it."""
+        for running, (batch, tickets) in list(self._in_flight.items()):
+            if not batch.rows_of[RANKS[WorkClass.INTERACTIVE]] and running.cancel():
+                del self._in_flight[running]
+                self._stage[batch.stage].land(batch)
+                for task_id, ticket in zip(batch.task_ids, tickets, strict=True):
+                    self._complete(batch.stage, task_id, ticket)
 
-    async def _run(self, batch: Batch) -> None:
-        engine, tickets = self._engines[batch.stage], [self._tickets[task_id] for task_id in batch.task_ids]
-        started = self._clock()
+    def _run(self, engine: StepEngine[Any], batch: Batch, tasks: Sequence[Task]) -> _Ran:
+        """One batch, in a lane."""
+        started_s = self._clock()
         try:
-            computed = await asyncio.get_running_loop().run_in_executor(
-                self._threads, engine.run, [ticket.task for ticket in tickets]
-            )
-        except Exception as error:  # one bad row must not fail its mates, whatever the engine raised
-            self._isolate(tickets, error)
-            computed = batch.rows
-        else:
-            for ticket in tickets:
-                ticket.alone = False
-        self._stage[batch.stage].in_flight -= 1
-        self._count(batch, computed, self._clock() - started)
+            computed, error = engine.run(tasks), None
+        except Exception as raised:  # one bad row must not fail its mates, whatever the engine raised
+            computed, error = batch.rows, raised
+        return _Ran(computed, self._clock() - started_s, error)
+
+    def _land(self, running: Future[_Ran]) -> None:
+        (batch, tickets), ran = self._in_flight.pop(running), running.result()
+        stage = self._stage[batch.stage]
+        stage.land(batch)
+        for rank, rows in batch.rows_of.items():
+            self._shares.charge(rank, rows * stage.profile.row_cost)
+        self._count(batch, ran)
+        self._judge(batch, tickets, ran.error)
         for task_id, ticket in zip(batch.task_ids, tickets, strict=True):
             self._complete(batch.stage, task_id, ticket)
+        self._changed.set()
+        self._landed.set()
 
-    def _isolate(self, tickets: list[_Ticket], error: Exception) -> None:
+    def _judge(self, batch: Batch, tickets: Sequence[_Ticket], error: Exception | None) -> None:
+        """What becomes of the rows of a batch: they go on, or are tried again in smaller company."""
+        if error is None:
+            for ticket in tickets:
+                ticket.alone = False
+        elif isinstance(error, OutOfMemory) and len(tickets) > 1:
+            self._shrink(batch)
+        else:
+            self._isolate(tickets, error)
+
+    def _shrink(self, batch: Batch) -> None:
+        """What did not fit into memory is run again in smaller batches, and no later one is as large."""
+        stage = self._stage[batch.stage]
+        stage.lower(batch)
+        self.counts[batch.stage].max_rows = stage.max_rows
+        log.warning(
+            "%s: %d rows do not fit into memory; from now on at most %d", stage.name, batch.rows, stage.max_rows
+        )
+
+    def _isolate(self, tickets: Sequence[_Ticket], error: Exception) -> None:
         """A failed batch is run again row by row, once; a row that fails alone fails."""
         if not isinstance(error, CaptoryError):
             log.exception("a batch of %d rows failed", len(tickets), exc_info=error)
@@ -224,12 +298,13 @@ class Device:
 
     def _retire(self, stage: str, task_id: int, ticket: _Ticket) -> None:
         if self._tickets.pop(task_id, None) is not None:
+            self._num_tasks[ticket.work_class] -= 1
             self._engines[stage].retire(ticket.task)
 
-    def _count(self, batch: Batch, computed: int, seconds: float) -> None:
+    def _count(self, batch: Batch, ran: _Ran) -> None:
         counts = self.counts[batch.stage]
         counts.batches += 1
         counts.useful_rows += batch.rows
-        counts.computed_rows += computed
-        counts.seconds += seconds
-        counts.batch_rows[computed] += 1
+        counts.computed_rows += ran.computed
+        counts.seconds += ran.seconds
+        counts.batch_rows[ran.computed] += 1

@@ -51,6 +51,10 @@ class Unavailable(CaptoryError):  # noqa: N818
     grpc_status = "UNAVAILABLE"
 
 
+class OutOfMemory(Unavailable):
+    """A batch is too large for the backend's memory; a smaller one may fit."""
+
+
 class BadModel(CaptoryError):  # noqa: N818
     """A model folder is missing, incomplete, or not what its manifest says."""
 

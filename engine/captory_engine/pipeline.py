@@ -7,13 +7,13 @@ import hashlib
 import logging
 import time
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import asynccontextmanager
 from typing import Any, NamedTuple
 
 from captory_engine import images
+from captory_engine.cache import once
+from captory_engine.codecs import Codecs
 from captory_engine.device import Device
-from captory_engine.errors import CaptoryError, Exhausted, Expired, Unavailable
+from captory_engine.errors import CaptoryError, Expired, Unavailable
 from captory_engine.info import FamilyInfo
 from captory_engine.items import (
     Captioned,
@@ -29,12 +29,12 @@ from captory_engine.items import (
 )
 from captory_engine.prompts import PLANS, TokenPolicy, WriterKind, build_prompt, caption_length, clean_model_text
 from captory_engine.sessions.base import Session
-from captory_engine.stages import Captioner, Painter, Share, Writer
+from captory_engine.stages import Captioner, Context, Painter, Share, Writer
 from captory_engine.tokenizer import PromptTokens
 
 log = logging.getLogger(__name__)
 
-RETRY_AFTER_S = 1.0
+HASHED_AT_ONCE_BYTES = 32 << 10  # sooner done than given to a thread
 
 
 class Pipeline:
@@ -58,11 +58,11 @@ class Pipeline:
         self._painter = painter
         self._sessions = sessions
         self._clock = clock
-        self._room = asyncio.Semaphore(info.limits.max_items)
-        self._codecs = ThreadPoolExecutor(2, thread_name_prefix="captory-codec")
+        self._models = {name: model.sha256 for name, model in info.models.items()}
+        self._codecs = Codecs()
         self._loop = asyncio.create_task(device.serve(), name="captory-device")
         self._loop.add_done_callback(self._loop_ended)
-        self._living: set[asyncio.Task[None]] = set()
+        self._num_items = 0
 
     @property
     def healthy(self) -> bool:
@@ -72,24 +72,23 @@ class Pipeline:
     @property
     def num_items(self) -> int:
         """Items in flight."""
-        return len(self._living)
+        return self._num_items
 
-    @asynccontextmanager
-    async def slot(self, *, wait: bool = True) -> AsyncIterator[None]:
-        """Room for one item. Waits for it, or raises `Exhausted` at once."""
-        if not wait and self._room.locked():
-            raise Exhausted("QUEUE_FULL", "the server holds all the items that it can", retry_after_s=RETRY_AFTER_S)
-        async with self._room:
-            yield
-
-    async def run(self, item: Item) -> AsyncGenerator[Event, None]:
-        """The item's events, ending with `Done`. Leaving the iterator cancels the item.
+    async def live(self, item: Item, emit: Callable[[Event], object]) -> None:
+        """Live the item's life in the caller's task, which may be cancelled; `emit` takes its events, `Done` last.
 
         Raises a `CaptoryError` for what concerns the whole item; what concerns one image is a `Failed` event.
         """
+        self._num_items += 1
+        try:
+            await _Life(self, item, emit).live()
+        finally:
+            self._num_items -= 1
+
+    async def run(self, item: Item) -> AsyncGenerator[Event, None]:
+        """The events of `live`, one by one. Leaving the iterator cancels the item."""
         events: asyncio.Queue[Event | None] = asyncio.Queue()
-        life = asyncio.create_task(_Life(self, item, events.put_nowait).live(), name=f"captory-item-{item.id}")
-        self._living.add(life)
+        life = asyncio.create_task(self.live(item, events.put_nowait), name=f"captory-item-{item.id}")
         life.add_done_callback(lambda _: events.put_nowait(None))
         try:
             while (event := await events.get()) is not None:
@@ -98,7 +97,6 @@ class Pipeline:
         finally:
             life.cancel()
             await asyncio.wait([life])
-            self._living.discard(life)
 
     def _loop_ended(self, loop: asyncio.Task[None]) -> None:
         if not loop.cancelled() and (error := loop.exception()) is not None:
@@ -110,27 +108,40 @@ class Pipeline:
         self._loop.cancel()
         await asyncio.gather(self._loop, return_exceptions=True)
         await self.device.close()
-        self._codecs.shutdown(wait=True)
+        self._codecs.close()
         for session in self._sessions:
             session.close()
 
-    async def in_codec_thread(self, function: Callable[..., Any], *args: Any) -> Any:
-        """Run an image codec off the event loop."""
-        return await asyncio.get_running_loop().run_in_executor(self._codecs, function, *args)
-
     # The stages, for one life.
 
-    async def caption(self, image: bytes, digest: str, length: str, share: Share) -> Captioned:
-        """The caption of encoded image bytes."""
+    async def captions(self, image: bytes, lengths: Sequence[str], share: Share) -> AsyncIterator[Captioned]:
+        """One caption of each length for encoded image bytes; the vision encoder sees them once, if at all."""
+        digest = await self._digest(image)
+        context = once(lambda: self._look(image, share))
+        for length in lengths:
+            yield await self._captioner.caption(digest, context, length, share)
+
+    async def check(self, image: bytes) -> None:
+        """Raise what decoding raises."""
+        await self._codecs.run(self._decode, image)
+
+    async def _digest(self, image: bytes) -> str:
+        """The name of an image by its content."""
+        if len(image) <= HASHED_AT_ONCE_BYTES:
+            return _sha256(image)
+        digest: str = await self._codecs.run(_sha256, image)
+        return digest
+
+    async def _look(self, image: bytes, share: Share) -> Context:
         spec = self._captioner.spec
 
         def decode() -> Any:
-            decoded = self.decode(image)
+            decoded = self._decode(image)
             return images.to_pixel_values(decoded, spec.image_size_px, spec.image_mean, spec.image_std)
 
-        return await self._captioner.caption(digest, lambda: self.in_codec_thread(decode), length, share)
+        return await self._captioner.look(await self._codecs.run(decode), share)
 
-    def decode(self, image: bytes) -> Any:
+    def _decode(self, image: bytes) -> Any:
         """Encoded bytes to an RGB image, as large as the captioner needs it; for a codec thread."""
         limits = images.ImageLimits(max_pixels=self.info.limits.max_image_pixels)
         return images.decode_image(image, limits, min_side_px=self._captioner.spec.image_size_px)
@@ -155,7 +166,7 @@ class Pipeline:
             array = images.latents_to_uint8(pixels)
             return images.encode_image(array, item.parameters.format), images.pixel_sha256(array)
 
-        data, digest = await self.in_codec_thread(finish)
+        data, digest = await self._codecs.run(finish)
         return Painted(data, self._provenance(item, sample, words, digest))
 
     def _provenance(self, item: Item, sample: Sample, words: _Words, pixel_sha256: str) -> Provenance:
@@ -167,13 +178,17 @@ class Pipeline:
             sample=sample,
             parameters=item.parameters,
             family=self.info.name,
-            models={name: model.sha256 for name, model in self.info.models.items()},
+            models=self._models,
             token_count=words.tokens.token_count,
             token_policy=words.policy.value,
             pixel_sha256=pixel_sha256,
             backend=self.info.backend,
             writer=words.writer,
         )
+
+
+def _sha256(data: bytes) -> str:
+    return hashlib.sha256(data).hexdigest()
 
 
 class _Words(NamedTuple):
@@ -189,7 +204,7 @@ class _Words(NamedTuple):
 class _Life:
     """One item's way through the stages; every sample of it lives on its own once the words are there."""
 
-    def __init__(self, pipeline: Pipeline, item: Item, emit: Callable[[Event], None]) -> None:
+    def __init__(self, pipeline: Pipeline, item: Item, emit: Callable[[Event], object]) -> None:
         self._pipeline = pipeline
         self._item = item
         self._emit = emit
@@ -211,9 +226,11 @@ class _Life:
         self._emit(Done(self._num_images, self._num_failed, self._stage_seconds))
 
     async def _each_sample(self) -> None:
+        *others, last = self._item.samples
         async with asyncio.TaskGroup() as group:
-            for sample in self._item.samples:
+            for sample in others:
                 group.create_task(self._sample(sample))
+            await self._sample(last)  # in this task: most items have one sample
 
     async def _caption(self) -> None:
         """Every caption length that the item's samples need, or the words that came with it."""
@@ -221,16 +238,14 @@ class _Life:
         if image is None:
             return
         only = item.parameters.stop_after is Stage.CAPTION
-        lengths = {caption_length(item.mode, sample.seed) for sample in item.samples} - {None}
-        if only and not lengths:
-            lengths = {"short"}
+        asked = {caption_length(item.mode, sample.seed) for sample in item.samples}
+        lengths = sorted(length for length in asked if length) or (["short"] if only else [])
         if not lengths:  # the mode asks for no caption, but a broken image is still a broken item
-            await self._pipeline.in_codec_thread(self._pipeline.decode, image)
-        digest = await self._pipeline.in_codec_thread(lambda: hashlib.sha256(image).hexdigest())
-        for length in sorted(length for length in lengths if length):
-            captioned = await self._pipeline.caption(image, digest, length, Share.of(item.parameters))
-            self._captions[length] = captioned
-            self._emit(captioned)
+            await self._pipeline.check(image)
+        else:
+            async for captioned in self._pipeline.captions(image, lengths, Share.of(item.parameters)):
+                self._captions[captioned.length] = captioned
+                self._emit(captioned)
         self._passed("caption")
 
     async def _sample(self, sample: Sample) -> None:

@@ -88,7 +88,9 @@ def recap_mix_length(seed: int) -> CaptionLength:
 
 def clean_model_text(text: str, max_chars: int = MAX_TEXT_CHARS) -> str:
     """Return `text` in NFC on one line, without control, format and unassigned characters, at most `max_chars`."""
-    kept = "".join(char for char in text[: 4 * max_chars] if char.isspace() or unicodedata.category(char)[0] != "C")
+    kept = text[: 4 * max_chars]
+    if not kept.isprintable():
+        kept = "".join(char for char in kept if char.isspace() or unicodedata.category(char)[0] != "C")
     return unicodedata.normalize("NFC", " ".join(kept.split()))[:max_chars].rstrip()
 
 

@@ -5,7 +5,7 @@ Each knows its models' shapes and nothing of items. What has been computed for e
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -25,6 +25,7 @@ from captory_engine.prompts import accept_rewrite, clean_model_text
 from captory_engine.tokenizer import PromptTokenizer, Tokenizer
 
 Array = NDArray[Any]
+Context = Mapping[str, Array]
 MAX_REWRITES = 4
 
 
@@ -49,14 +50,21 @@ class Captioner:
     tokenizer: Tokenizer
     cache: SingleFlight[Captioned]
 
-    async def caption(self, digest: str, pixel_values: Callable[[], Any], length: str, share: Share) -> Captioned:
-        """The caption of one image. `digest` names its content; `pixel_values` awaits to [3, S, S], float32."""
+    async def look(self, pixel_values: Array, share: Share) -> Context:
+        """What the vision encoder gives the decoder for one image, [3, S, S], float32."""
+        context: Context = await self.device.submit(
+            "vision", GraphTask({"pixel_values": pixel_values}, share.exact), share.work_class
+        )
+        return context
+
+    async def caption(
+        self, digest: str, context: Callable[[], Awaitable[Context]], length: str, share: Share
+    ) -> Captioned:
+        """The caption of one image. `digest` names its content; `context` awaits to what `look` gave for it."""
 
         async def compute() -> Captioned:
-            task = GraphTask({"pixel_values": await pixel_values()}, share.exact)
-            context = await self.device.submit("vision", task, share.work_class)
             prefix = self.spec.prefixes["long" if length == "long" else "short"]
-            decoding = TokenTask(prefix, self.spec.max_new_tokens, context=context, exact=share.exact)
+            decoding = TokenTask(prefix, self.spec.max_new_tokens, context=await context(), exact=share.exact)
             tokens = await self.device.submit("caption", decoding, share.work_class)
             return Captioned(clean_model_text(self.tokenizer.decode(tokens)), length, len(tokens))
 

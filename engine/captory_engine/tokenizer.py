@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -18,14 +19,15 @@ from captory_engine.prompts import TokenPolicy
 _BOS = ("<|bos|>", "<|startoftext|>")
 _EOS = ("<|eos|>", "<|endoftext|>")
 _PAD = ("<|pad|>", "<|endoftext|>")
+FRAMED_PROMPTS = 1024  # kept: images of one item share their prompt, and most items their negative one
 
 
 @dataclass(frozen=True, slots=True)
 class PromptTokens:
     """A prompt as the text encoder takes it: bos, text, eos, padding.
 
-    `ids`: int64 [max_tokens]. `token_count` is the length before the policy, bos and eos included. A `dropped`
-    prompt must not be painted; its ids are cut like those of a `truncated` one.
+    `ids`: int64 [max_tokens], read-only. `token_count` is the length before the policy, bos and eos included. A
+    `dropped` prompt must not be painted; its ids are cut like those of a `truncated` one.
     """
 
     ids: NDArray[np.int64]
@@ -81,13 +83,18 @@ class PromptTokenizer:
         self._tokenizer = tokenizer
         self._bos, self._eos = tokenizer.special_id(*_BOS), tokenizer.special_id(*_EOS)
         self._pad = tokenizer.special_id(*_PAD)
+        self._framed = lru_cache(FRAMED_PROMPTS)(self._frame)
 
     def encode(self, text: str, policy: TokenPolicy = TokenPolicy.TRUNCATE) -> PromptTokens:
         """Return bos + text + eos, padded; a text that is too long is cut before eos, or marked as dropped."""
+        return self._framed(text, policy)
+
+    def _frame(self, text: str, policy: TokenPolicy) -> PromptTokens:
         text_ids = self._tokenizer.encode(text)
         framed = [self._bos, *text_ids[: self.max_tokens - 2], self._eos]
         ids = np.full(self.max_tokens, self._pad, dtype=np.int64)
         ids[: len(framed)] = framed
+        ids.setflags(write=False)
         token_count = len(text_ids) + 2
         too_long, drops = token_count > self.max_tokens, policy is TokenPolicy.DROP
         return PromptTokens(ids, token_count, truncated=too_long and not drops, dropped=too_long and drops)

@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from captory_engine.items import WorkClass
-from captory_engine.scheduler import Entry, Profile, StageQueue, pick
+from captory_engine.scheduler import WEIGHTS, Entry, Profile, Shares, StageQueue, pick
 
 CHAIN = ("vision", "caption", "text", "denoise", "vae")
 
@@ -33,6 +33,7 @@ class Simulation:
     """A device with a virtual clock: one batch at a time, every batch costs its rows plus one."""
 
     def __init__(self, profiles: dict[str, Profile]) -> None:
+        self.shares = Shares()
         self.stages = [StageQueue(name, profiles[name]) for name in CHAIN]
         self.now = 0.0
         self.jobs: dict[int, Job] = {}
@@ -54,17 +55,22 @@ class Simulation:
         stage.add(entry)
 
     def step(self) -> bool:
-        batch = pick(self.stages, self.now)
+        batch = pick(self.stages, self.shares, self.now)
         if batch is None:
             return False
         stage = next(stage for stage in self.stages if stage.name == batch.stage)
         assert batch.task_ids
         assert len({self.entries[task].key for task in batch.task_ids}) == 1
-        assert batch.rows <= stage.profile.max_rows or len(batch.task_ids) == 1
+        assert batch.rows <= stage.max_rows or len(batch.task_ids) == 1
+        assert batch.rows == sum(self.entries[task].rows for task in batch.task_ids) == sum(batch.rows_of.values())
         self.history.append((batch.stage, batch.rows, batch.task_ids))
         for task in batch.task_ids:
             stage.remove(self.entries[task])
+        stage.launch(batch)
+        for rank, rows in batch.rows_of.items():
+            self.shares.charge(rank, rows * stage.profile.row_cost)
         self.now += batch.rows + 1
+        stage.land(batch)
         for task in batch.task_ids:
             self._complete(self.jobs[task])
         return True
@@ -83,7 +89,7 @@ def profiles(vae_wait: float = 50.0, bulk_wait: float = float("inf")) -> dict[st
     waits = {WorkClass.INTERACTIVE: 0.0, WorkClass.BULK: bulk_wait}
     caps = {"vision": 8, "caption": 16, "text": 16, "denoise": 16, "vae": 8}
     return {
-        name: Profile(cap, max_wait_s=waits if name != "vae" else waits | {WorkClass.BULK: vae_wait})
+        name: Profile(cap, neck=name == "denoise", max_wait_s=waits if name != "vae" else waits | {WorkClass.BULK: vae_wait})
         for name, cap in caps.items()
     }
 
@@ -173,6 +179,39 @@ def test_bulk_work_is_served_under_endless_interactive_work() -> None:
             simulation.admit(Job(admitted, steps, "64", 2, 0))
             admitted += 1
     assert simulation.released[0] == 1
+
+
+def test_classes_that_both_want_the_device_get_it_by_weight() -> None:
+    simulation = Simulation(profiles())
+    steps = {"vision": 1, "caption": 1, "text": 1, "denoise": 1000, "vae": 1}
+    for index in range(80):
+        simulation.admit(Job(index, steps, "64", 1, index % 2))
+    for _ in range(300):
+        assert simulation.step()
+    rows = Counter[int]()
+    for _, _, tasks in simulation.history[100:]:
+        rows.update(simulation.jobs[task].rank for task in tasks)
+    wanted = WEIGHTS[0] / sum(WEIGHTS)
+    assert abs(rows[0] / rows.total() - wanted) < 0.1
+
+
+def test_a_class_that_was_away_is_owed_nothing_for_it() -> None:
+    shares = Shares()
+    for _ in range(1000):
+        shares.charge(1, 8.0)
+    assert shares.owed({0, 1}) == [0, 1]
+    shares.charge(0, 64.0)  # more than bulk has had lately, far less than it has had in all
+    assert shares.owed({0, 1}) == [1, 0]
+
+
+def test_bulk_rides_with_interactive_work_only_while_it_makes_it_little_slower() -> None:
+    stage = StageQueue("denoise", Profile(16, mixed_rows=4))
+    for task in range(3):
+        stage.add(Entry(1, task, task, "64", 2, 0.0, 9.0))
+    stage.add(Entry(0, 9, 9, "64", 2, 0.0, 0.0))
+    batch = stage.batch(0, 0.0)
+    assert (batch.task_ids, batch.rows_of) == ((9, 0), {0: 2, 1: 2})
+    assert stage.batch(1, 0.0).task_ids == (0, 1, 2)
 
 
 def test_sizes_take_turns() -> None:

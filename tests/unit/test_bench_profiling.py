@@ -1,4 +1,4 @@
-"""Throughput against batch size: which points are measured, and where the knee is."""
+"""`captory bench profile`: what is measured, printed and kept."""
 
 import json
 from pathlib import Path
@@ -9,7 +9,7 @@ from typer.testing import CliRunner
 
 from captory_bench import profiling
 from captory_bench.commands import bench
-from captory_bench.profiling import Curve
+from captory_engine import profiles
 
 STAGES = ["vision", "caption", "write", "text", "denoise", "vae"]
 
@@ -17,30 +17,23 @@ STAGES = ["vision", "caption", "write", "text", "denoise", "vae"]
 @pytest.fixture
 def repository(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setattr(profiling, "MIN_SECONDS", 0.0)
-    monkeypatch.setattr(profiling, "ROWS", (1, 4, 128))
+    monkeypatch.setattr(profiles, "TOO_SLOW", float("inf"))
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     return fake_repository(tmp_path)
 
 
-def test_the_knee_is_the_smallest_batch_that_is_nearly_the_best() -> None:
-    assert Curve("denoise", "unet", {1: 20.0, 4: 10.4, 8: 10.0, 16: 10.1}).knee == 4
-    assert Curve("denoise", "unet", {1: 5.0, 2: 6.0}).knee == 1
-
-
-def test_every_graph_is_measured_up_to_its_largest_batch(repository: Path) -> None:
-    curves = profiling.profile(repository, backend="fake")
-    assert [curve.stage for curve in curves] == STAGES
-    assert all(list(curve.ms_per_row) == [1, 4] for curve in curves)
-    assert all(ms > 0 for curve in curves for ms in curve.ms_per_row.values())
-
-
-def test_the_command_prints_json_and_tables(repository: Path, tmp_path: Path) -> None:
+def test_the_command_prints_json_and_tables_and_keeps_what_it_measured(repository: Path, tmp_path: Path) -> None:
     options = ["profile", "--repository", str(repository), "--backend", "fake"]
     out = tmp_path / "profile.json"
     told = CliRunner().invoke(bench, [*options, "--json", "--out", str(out)])
     figures = json.loads(told.stdout)
-    assert list(figures["ms_per_row"]) == STAGES
+    assert list(figures["curves"]) == STAGES
     assert figures == json.loads(out.read_text())
     assert figures["machine"]["cpus"] >= 1
+    [kept] = (tmp_path / "cache").rglob("*.json")
+    assert [curve.ms_per_row for curve in profiles.load(kept)] == [
+        {int(rows): ms for rows, ms in curve["ms_per_row"].items()} for curve in figures["curves"].values()
+    ]
     table = CliRunner().invoke(bench, options)
     assert table.exit_code == 0
     assert all(stage in table.stdout for stage in STAGES)

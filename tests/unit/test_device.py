@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import threading
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
@@ -10,7 +11,8 @@ from dataclasses import dataclass
 import pytest
 
 from captory_engine.device import Device, Need, Task
-from captory_engine.errors import BadOutput, Unavailable
+from captory_engine.errors import BadOutput, OutOfMemory, Unavailable
+from captory_engine.items import WorkClass
 from captory_engine.scheduler import Profile
 
 
@@ -27,8 +29,10 @@ class Counting:
 
     name = "count"
 
-    def __init__(self, max_rows: int = 8, fault: Callable[[Sequence[CountTask]], None] | None = None) -> None:
-        self.profile = Profile(max_rows)
+    def __init__(
+        self, max_rows: int = 8, fault: Callable[[Sequence[CountTask]], None] | None = None, max_in_flight: int = 1
+    ) -> None:
+        self.profile = Profile(max_rows, max_in_flight)
         self.batches: list[list[int]] = []
         self.retired: list[CountTask] = []
         self._fault = fault
@@ -51,8 +55,8 @@ class Counting:
 
 
 @asynccontextmanager
-async def serving(engine: Counting) -> AsyncIterator[Device]:
-    device = Device([engine])
+async def serving(engine: Counting, num_lanes: int = 1) -> AsyncIterator[Device]:
+    device = Device([engine], num_lanes=num_lanes)
     loop = asyncio.create_task(device.serve())
     yield device
     loop.cancel()
@@ -145,6 +149,84 @@ async def test_a_thousand_cancellations_leave_nothing_behind() -> None:
     joined = sum(1 for task in tasks if not task.cancelled()) + 1
     assert len(engine.retired) >= joined
     assert len({id(task) for task in engine.retired}) == len(engine.retired)
+
+
+async def test_lanes_run_batches_side_by_side() -> None:
+    meeting = threading.Barrier(2, timeout=10)
+    engine = Counting(max_rows=1, fault=lambda tasks: meeting.wait() and None, max_in_flight=2)
+    async with serving(engine, num_lanes=2) as device:
+        results = await asyncio.gather(*(device.submit("count", CountTask(3)) for _ in range(2)))
+    assert results == [3, 3]  # each batch met another that ran at the same time
+    assert [len(batch) for batch in engine.batches] == [1] * 6
+
+
+async def begun(engine: Counting, num_batches: int) -> None:
+    while len(engine.batches) < num_batches:
+        await asyncio.sleep(0)
+
+
+async def test_a_full_batch_stands_ready_so_that_no_lane_waits_for_the_loop() -> None:
+    release = threading.Event()
+    engine = Counting(max_rows=1, fault=lambda tasks: release.wait(10) and None, max_in_flight=2)
+    async with serving(engine) as device:
+        tasks = [asyncio.create_task(device.submit("count", CountTask(1))) for _ in range(3)]
+        await begun(engine, 1)
+        await asyncio.sleep(0)
+        release.set()
+        while len(engine.batches) < 2:  # the loop does not run meanwhile
+            pass
+        assert await asyncio.gather(*tasks) == [1, 1, 1]
+
+
+async def test_bulk_work_that_stands_ready_gives_way_to_interactive_work() -> None:
+    release = threading.Event()
+    engine = Counting(max_rows=1, fault=lambda tasks: release.wait(10) and None, max_in_flight=2)
+    async with serving(engine) as device:
+        bulk = [asyncio.create_task(device.submit("count", CountTask(1))) for _ in range(2)]
+        await begun(engine, 1)
+        await asyncio.sleep(0)
+        urgent = asyncio.create_task(device.submit("count", CountTask(2), WorkClass.INTERACTIVE))
+        await asyncio.sleep(0)
+        release.set()
+        assert await asyncio.gather(*bulk, urgent) == [1, 1, 2]
+    assert engine.batches == [[1], [2], [2], [1]]
+
+
+async def test_a_task_that_leaves_while_its_batch_stands_ready_is_retired() -> None:
+    release = threading.Event()
+    engine = Counting(max_rows=1, fault=lambda tasks: release.wait(10) and None, max_in_flight=2)
+    async with serving(engine) as device:
+        first, second = (asyncio.create_task(device.submit("count", CountTask(1))) for _ in range(2))
+        await begun(engine, 1)
+        await asyncio.sleep(0)
+        second.cancel()
+        release.set()
+        await asyncio.gather(first, second, return_exceptions=True)
+        assert await device.submit("count", CountTask(1)) == 1
+        assert device.num_tasks == 0
+    assert len(engine.retired) == 3
+
+
+async def test_what_does_not_fit_into_memory_runs_in_smaller_batches_from_then_on() -> None:
+    def fault(tasks: Sequence[CountTask]) -> None:
+        if len(tasks) > 3:
+            raise OutOfMemory("OUT_OF_MEMORY", "too many rows")
+
+    engine = Counting(fault=fault)
+    async with serving(engine) as device:
+        results = await asyncio.gather(*(device.submit("count", CountTask(2)) for _ in range(8)))
+        assert device.counts["count"].max_rows == 2
+    assert results == [2] * 8
+    assert [len(batch) for batch in engine.batches] == [8, 4] + [2] * 8
+
+
+async def test_one_row_that_does_not_fit_into_memory_fails() -> None:
+    def fault(tasks: Sequence[CountTask]) -> None:
+        raise OutOfMemory("OUT_OF_MEMORY", "too many rows")
+
+    async with serving(Counting(fault=fault)) as device:
+        with pytest.raises(OutOfMemory):
+            await device.submit("count", CountTask(1))
 
 
 async def test_closing_fails_what_still_waits() -> None:

@@ -1,13 +1,10 @@
-"""One denoising step over a batch of rows, each at its own place of its own plan."""
+"""One denoising step over a batch of rows, each at its own place of its own plan; NumPy arrays or a session's own."""
 
 from __future__ import annotations
 
 from typing import Any, NamedTuple
 
-import numpy as np
-from numpy.typing import NDArray
-
-Array = NDArray[Any]
+Array = Any
 
 
 class StepResult(NamedTuple):
@@ -19,8 +16,7 @@ class StepResult(NamedTuple):
 
 def guide(conditional: Array, unconditional: Array, scale: Array) -> Array:
     """Classifier-free guidance (Ho and Salimans 2022, arXiv 2207.12598): scale is per row, [B]."""
-    difference: Array = per_row(scale, conditional) * (conditional - unconditional)
-    return unconditional + difference
+    return unconditional + per_row(scale, conditional) * (conditional - unconditional)
 
 
 def advance(x: Array, output: Array, previous: Array, coefficients: Array) -> StepResult:
@@ -32,4 +28,4 @@ def advance(x: Array, output: Array, previous: Array, coefficients: Array) -> St
 
 def per_row(values: Array, like: Array) -> Array:
     """Reshape [B] so that it multiplies [B, ...]."""
-    return np.reshape(values, (-1, *([1] * (like.ndim - 1))))
+    return values.reshape((-1, *([1] * (like.ndim - 1))))

@@ -6,12 +6,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
-from numpy.typing import NDArray
-
+from captory_engine.sessions.arrays import arrays_of, computed_rows
 from captory_engine.sessions.base import Session
 
-Array = NDArray[Any]
+Array = Any  # NumPy's or the session's own
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,15 +37,18 @@ def padded(session: Session, inputs: Mapping[str, Array], fixed_rows: int = 0) -
     if len(parts) == 1:
         outputs = {name: array[:num_rows] for name, array in parts[0].items()}
     else:
-        outputs = {name: np.concatenate([part[name] for part in parts])[:num_rows] for name in parts[0]}
-    return outputs, fixed_rows * len(parts) if fixed_rows else num_rows
+        join = arrays_of(session).concatenate
+        outputs = {name: join([part[name] for part in parts])[:num_rows] for name in parts[0]}
+    slices = (fixed_rows or min(size, num_rows - start) for start in range(0, num_rows, size))
+    return outputs, sum(computed_rows(session, rows) for rows in slices)
 
 
 def _run_slice(
     session: Session, inputs: Mapping[str, Array], start: int, size: int, fixed_rows: int
 ) -> dict[str, Array]:
     rows = {name: array[start : start + size] for name, array in inputs.items()}
-    missing = fixed_rows - len(next(iter(rows.values()))) if fixed_rows else 0
-    if missing > 0:
-        rows = {name: np.concatenate([array, np.repeat(array[:1], missing, axis=0)]) for name, array in rows.items()}
+    num_rows = len(next(iter(rows.values())))
+    if num_rows < fixed_rows:
+        repeated = [*range(num_rows), *[0] * (fixed_rows - num_rows)]
+        rows = {name: array[repeated] for name, array in rows.items()}
     return session.run(rows)

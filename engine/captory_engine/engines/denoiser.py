@@ -1,9 +1,14 @@
-"""The painter's denoiser as a step engine: one UNet batch a step, every row at its own place of its own plan."""
+"""The painter's denoiser as a step engine: one UNet batch a step, every row at its own place of its own plan.
+
+Latents and text states stay in slots where the session computes. A step brings slots and scalars there, and only
+rows that have ended come back.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from threading import Lock
 from typing import Any
 
 import numpy as np
@@ -12,11 +17,12 @@ from numpy.typing import NDArray
 from captory_engine.device import Need, Task
 from captory_engine.diffusion.noise import gaussian_noise
 from captory_engine.diffusion.samplers import Plan
-from captory_engine.diffusion.step import advance, guide
+from captory_engine.diffusion.step import advance, guide, per_row
 from captory_engine.engines.batching import BatchRule, padded
 from captory_engine.engines.slots import Slots
 from captory_engine.errors import BadOutput
 from captory_engine.scheduler import Profile
+from captory_engine.sessions.arrays import arrays_of
 from captory_engine.sessions.base import Session
 
 Array = NDArray[Any]
@@ -53,8 +59,11 @@ class Denoiser:
     def __init__(self, session: Session, profile: Profile, rule: BatchRule) -> None:
         self.profile = profile
         self._session = session
+        self._arrays = arrays_of(session)
         self._rule = rule
+        self._capacity = profile.max_slots
         self._slots: dict[tuple[int, ...], Slots] = {}
+        self._opening = Lock()
 
     def need(self, task: DenoiseTask) -> Need:
         """One row, two where guidance applies."""
@@ -65,13 +74,14 @@ class Denoiser:
         slots = self._table(tasks[0])
         for task in tasks:
             self._enter(task, slots)
-        taken = np.array([task.slot for task in tasks])
-        coefficients = np.stack([task.plan.coefficients[task.step] for task in tasks])
+        taken = self._arrays.from_host(np.array([task.slot for task in tasks]))
+        coefficients = self._arrays.from_host(np.stack([task.plan.coefficients[task.step] for task in tasks]))
         x = slots["x"][taken]
-        output, computed = self._predict(tasks, x, coefficients)
-        slots["x"][taken], slots["denoised"][taken] = advance(x, output, slots["denoised"][taken], coefficients)
-        for task in tasks:
-            self._advance(task, slots)
+        sample = x * per_row(coefficients[:, 0], x)
+        output, computed = self._predict(tasks, sample, slots)
+        x, denoised = advance(x, output, slots["denoised"][taken], coefficients)
+        slots["x"][taken], slots["denoised"][taken] = x, denoised
+        self._advance(tasks, x)
         return computed
 
     def retire(self, task: DenoiseTask) -> None:
@@ -81,44 +91,60 @@ class Denoiser:
             task.slot = None
 
     def _table(self, task: DenoiseTask) -> Slots:
-        if task.shape not in self._slots:
-            shapes: dict[str, tuple[int, ...]] = {"x": task.shape, "denoised": task.shape}
-            shapes |= {"text": task.text.shape, "negative_text": task.text.shape}
-            self._slots[task.shape] = Slots({name: (shape, np.float32) for name, shape in shapes.items()})
-        return self._slots[task.shape]
+        with self._opening:
+            if task.shape not in self._slots:
+                shapes = {"x": task.shape, "denoised": task.shape, "texts": (2, *task.text.shape)}
+                tables = {name: (shape, np.float32) for name, shape in shapes.items()}
+                self._slots[task.shape] = Slots(tables, self._capacity, self._arrays)
+            return self._slots[task.shape]
 
     def _enter(self, task: DenoiseTask, slots: Slots) -> None:
         if task.slot is None:
             task.slot = slots.take()
-            slots["x"][task.slot] = gaussian_noise(task.seed, task.shape) * task.plan.start_scale
-            slots["text"][task.slot], slots["negative_text"][task.slot] = task.text, task.negative_text
+            noise = gaussian_noise(task.seed, task.shape) * task.plan.start_scale
+            slots["x"][task.slot] = self._arrays.from_host(noise)
+            slots["texts"][task.slot] = self._arrays.from_host(np.stack([task.text, task.negative_text]))
 
-    def _predict(self, tasks: Sequence[DenoiseTask], x: Array, coefficients: Array) -> tuple[Array, int]:
-        """The network's guided output for every task, [B, C, H, W], and the rows computed."""
-        slots = self._table(tasks[0])
+    def _predict(self, tasks: Sequence[DenoiseTask], sample: Any, slots: Slots) -> tuple[Any, int]:
+        """The network's guided output for every task, [B, C, H, W], and the rows computed.
+
+        The batch holds every task's row, then the unconditional rows of the guided ones.
+        """
+        here = self._arrays.from_host
         guided = [row for row, task in enumerate(tasks) if task.guided]
-        taken = np.array([task.slot for task in tasks])
+        order = np.array([*range(len(tasks)), *guided])
+        taken = np.array([task.slot for task in tasks])[order]
+        unconditional = (np.arange(len(order)) >= len(tasks)).astype(np.int64)
         timesteps = np.array([task.plan.timesteps[task.step] for task in tasks], np.float32)
-        sample = x * coefficients[:, 0].reshape(-1, 1, 1, 1)
-        output, computed = padded(
-            self._session,
-            {
-                "sample": np.concatenate([sample, sample[guided]]),
-                "timestep": np.concatenate([timesteps, timesteps[guided]]),
-                "encoder_hidden_states": np.concatenate([slots["text"][taken], slots["negative_text"][taken[guided]]]),
-            },
-            self._rule.rows(exact=tasks[0].exact),
-        )
-        conditional, unconditional = np.split(output["out_sample"], [len(tasks)])
+        inputs = {
+            "sample": sample[here(order)],
+            "timestep": here(timesteps[order]),
+            "encoder_hidden_states": slots["texts"][here(taken), here(unconditional)],
+        }
+        outputs, computed = padded(self._session, inputs, self._rule.rows(exact=tasks[0].exact))
+        output = outputs["out_sample"][: len(tasks)]
         if guided:
-            scales = np.array([tasks[index].guidance_scale for index in guided], np.float32)
-            conditional[guided] = guide(conditional[guided], unconditional, scales)
-        return conditional, computed
+            rows = here(np.array(guided))
+            scales = here(np.array([tasks[row].guidance_scale for row in guided], np.float32))
+            output[rows] = guide(output[rows], outputs["out_sample"][len(tasks) :], scales)
+        return output, computed
 
-    def _advance(self, task: DenoiseTask, slots: Slots) -> None:
-        task.step += 1
-        x = slots["x"][task.slot]
-        if not np.isfinite(x).all():
-            task.error = BadOutput("NON_FINITE", "the denoiser gave NaN or Inf")
-        elif task.step == task.plan.num_steps:
-            task.result = x * task.plan.final_scale
+    def _advance(self, tasks: Sequence[DenoiseTask], x: Any) -> None:
+        """Count the step. A row that is not finite stays so to its end, so off the host only ended rows are looked at.
+
+        On the host every row is looked at, and a bad one ends at once.
+        """
+        for task in tasks:
+            task.step += 1
+        if self._arrays.on_host:
+            self._end(tasks, self._arrays.to_host(x))
+        elif ended := [row for row, task in enumerate(tasks) if task.step == task.plan.num_steps]:
+            latents = self._arrays.to_host(x[self._arrays.from_host(np.array(ended))])
+            self._end([tasks[row] for row in ended], latents)
+
+    def _end(self, tasks: Sequence[DenoiseTask], latents: Array) -> None:
+        for row, task in enumerate(tasks):
+            if not np.isfinite(latents[row]).all():
+                task.error = BadOutput("NON_FINITE", "the denoiser gave NaN or Inf")
+            elif task.step == task.plan.num_steps:
+                task.result = latents[row] * task.plan.final_scale

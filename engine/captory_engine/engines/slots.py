@@ -1,24 +1,36 @@
-"""State that lives across steps: rows of a few arrays that a step gathers and scatters."""
+"""State that lives across steps: rows of a few tables that a step gathers and scatters, where the session computes."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from threading import Lock
 from typing import Any
 
-import numpy as np
-from numpy.typing import DTypeLike, NDArray
+from numpy.typing import DTypeLike
+
+from captory_engine.errors import Exhausted
+from captory_engine.sessions.arrays import HOST, Arrays
 
 
 class Slots:
-    """Named arrays [capacity, *shape] with a free list. Grows by doubling; admission bounds how far."""
+    """Named tables [capacity, *shape] with a free list, safe for threads that work on slots of their own.
 
-    def __init__(self, arrays: Mapping[str, tuple[tuple[int, ...], DTypeLike]], capacity: int = 8) -> None:
-        self._arrays = {name: np.zeros((capacity, *shape), dtype) for name, (shape, dtype) in arrays.items()}
+    The tables never move, so a row can be written while another thread takes a slot.
+    """
+
+    def __init__(
+        self,
+        arrays: Mapping[str, tuple[tuple[int, ...], DTypeLike]],
+        capacity: int,
+        namespace: Arrays = HOST,
+    ) -> None:
+        self._tables = {name: namespace.zeros((capacity, *shape), dtype) for name, (shape, dtype) in arrays.items()}
         self._free = list(range(capacity))[::-1]
         self._capacity = capacity
+        self._lock = Lock()
 
-    def __getitem__(self, name: str) -> NDArray[Any]:
-        return self._arrays[name]
+    def __getitem__(self, name: str) -> Any:
+        return self._tables[name]
 
     @property
     def num_taken(self) -> int:
@@ -26,21 +38,17 @@ class Slots:
         return self._capacity - len(self._free)
 
     def take(self) -> int:
-        """A free slot, its rows zeroed."""
-        if not self._free:
-            self._grow()
-        slot = self._free.pop()
-        for array in self._arrays.values():
-            array[slot] = 0
+        """A free slot, its rows zeroed. Raises `Exhausted` when there is none."""
+        with self._lock:
+            if not self._free:
+                raise Exhausted("SLOTS", f"all {self._capacity} slots are in use", retry_after_s=1.0)
+            slot = self._free.pop()
+        for table in self._tables.values():
+            table[slot] = 0
         return slot
 
     def give(self, slot: int) -> None:
         """Return a slot."""
-        assert slot not in self._free
-        self._free.append(slot)
-
-    def _grow(self) -> None:
-        # in place: a slot may be given back from another thread meanwhile
-        self._free.extend(reversed(range(self._capacity, 2 * self._capacity)))
-        self._arrays = {name: np.concatenate([array, np.zeros_like(array)]) for name, array in self._arrays.items()}
-        self._capacity *= 2
+        with self._lock:
+            assert slot not in self._free
+            self._free.append(slot)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from threading import Lock
 from typing import Any
 
 import numpy as np
@@ -67,6 +68,7 @@ class TokenDecoder:
         self._shape = shape
         self._rule = rule
         self._slots: Slots | None = None
+        self._opening = Lock()
 
     def need(self, task: TokenTask) -> Need:
         """One row; prefill batches hold prefixes of one bucket of lengths."""
@@ -93,17 +95,23 @@ class TokenDecoder:
             task.slot = None
 
     def _enter(self, tasks: Sequence[TokenTask]) -> Slots:
-        if self._slots is None:
-            shape = self._shape
-            cache = (shape.num_layers, shape.num_heads, shape.max_positions, shape.head_dim)
-            context = {name: (array.shape, np.float32) for name, array in tasks[0].context.items()}
-            self._slots = Slots({"past_keys": (cache, np.float32), "past_values": (cache, np.float32), **context})
+        slots = self._table(tasks[0])
         for task in tasks:
             if task.slot is None:
-                task.slot = self._slots.take()
+                task.slot = slots.take()
                 for name, array in task.context.items():
-                    self._slots[name][task.slot] = array
-        return self._slots
+                    slots[name][task.slot] = array
+        return slots
+
+    def _table(self, task: TokenTask) -> Slots:
+        with self._opening:
+            if self._slots is None:
+                shape = self._shape
+                cache = (shape.num_layers, shape.num_heads, shape.max_positions, shape.head_dim)
+                context = {name: (array.shape, np.float32) for name, array in task.context.items()}
+                tables = {"past_keys": (cache, np.float32), "past_values": (cache, np.float32), **context}
+                self._slots = Slots(tables, self.profile.max_slots)
+            return self._slots
 
     def _inputs(
         self, tasks: Sequence[TokenTask], fed: Sequence[Sequence[int]], length: int, slots: Slots

@@ -22,7 +22,7 @@ class TensorSpec:
 
 
 class Session(Protocol):
-    """A loaded graph. `run` blocks, may be called from any one thread at a time, and takes [B, *shape] arrays."""
+    """A loaded graph. `run` blocks, may be called from several threads at once, and takes [B, *shape] arrays."""
 
     name: str
     inputs: tuple[TensorSpec, ...]
@@ -35,7 +35,8 @@ class Session(Protocol):
         """Run one batch.
 
         Raises `InvalidInput` for names, types or shapes that differ from `inputs` (checked before anything
-        is computed), `BadOutput` for outputs of another batch size, `Unavailable` when the backend is down.
+        is computed), `BadOutput` for outputs of another batch size, `OutOfMemory` for a batch that is too
+        large for the backend, `Unavailable` when it is down.
         """
         ...
 

@@ -9,11 +9,14 @@ from typing import Any
 
 import onnxruntime as ort
 
-from captory_engine.errors import BadModel, Unavailable
+from captory_engine.errors import BadModel, OutOfMemory, Unavailable
 from captory_engine.repository import ModelFolder
 from captory_engine.sessions.base import Array
 from captory_engine.sessions.checks import check_inputs, check_outputs
 from captory_engine.sessions.options import SessionOptions
+
+# ONNX Runtime tells of memory in words only: its CPU allocator, its arenas, and CUDA.
+_NO_MEMORY = ("bad_alloc", "bad allocation", "failed to allocate memory", "out of memory")
 
 
 class OnnxSession:
@@ -42,6 +45,8 @@ class OnnxSession:
         try:
             arrays = self._runtime.run(self._output_names, dict(inputs))
         except Exception as error:  # ONNX Runtime's errors share no base class
+            if any(words in str(error).lower() for words in _NO_MEMORY):
+                raise OutOfMemory("OUT_OF_MEMORY", f"{self.name}: a batch of {batch} does not fit.") from error
             raise Unavailable("BACKEND_FAILED", f"{self.name} could not be run.") from error
         outputs = dict(zip(self._output_names, arrays, strict=True))
         check_outputs(self, outputs, batch)

@@ -4,11 +4,29 @@ from __future__ import annotations
 
 import os
 from dataclasses import dataclass, field
+from pathlib import Path
 
 
 def available_cpus() -> int:
     """Return how many CPUs this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+@dataclass(frozen=True, slots=True)
+class TorchOptions:
+    """How the `torch` backend computes. What is left empty follows the device, a GPU if there is one.
+
+    `device` is torch's name of it. `dtype`: fp32, fp16 or bf16; empty: bf16 on a GPU, fp32 on a CPU. `compile_mode` is
+    torch.compile's; empty: not compiled. `graphs`: batches of fixed sizes, the `buckets`, which a GPU replays as CUDA
+    graphs; None: on a GPU only. `checkpoints`: the root of the weights; None: the checkout's own.
+    """
+
+    device: str = ""
+    dtype: str = ""
+    compile_mode: str = ""
+    graphs: bool | None = None
+    buckets: tuple[int, ...] = (1, 2, 4, 8, 12, 16, 24, 32, 48, 64)
+    checkpoints: Path | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -21,3 +39,4 @@ class SessionOptions:
     num_threads: int = field(default_factory=available_cpus)
     providers: tuple[str, ...] = ("CPUExecutionProvider",)
     spin: bool = False
+    torch: TorchOptions = TorchOptions()

@@ -36,8 +36,15 @@ def _fake(model: ModelFolder, options: SessionOptions) -> Session:
     return FakeSession.of(model)
 
 
+def _torch(model: ModelFolder, options: SessionOptions) -> Session:
+    from captory_engine.sessions.torch_checkpoints import open_model_folder
+
+    return open_model_folder(model, options)
+
+
 # backend: (factory, what to install when a module is missing)
 BACKENDS: dict[str, tuple[Factory, str]] = {
     "onnx": (_onnx, "captory"),
     "fake": (_fake, "captory"),
+    "torch": (_torch, "captory[torch]"),
 }
