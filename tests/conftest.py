@@ -4,10 +4,17 @@ from __future__ import annotations
 
 import os
 import subprocess
+import tempfile
 from collections.abc import AsyncIterator, Iterator
 
 import pytest
 from fakes import FAKE_SERVER, FakePipeline, Running, serve
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Batch sizes are the shipped ones, whatever this machine measured before, and nothing is measured now."""
+    os.environ["CAPTORY_MEASURE"] = "false"
+    os.environ["XDG_CACHE_HOME"] = tempfile.mkdtemp(prefix="captory-tests-")
 
 
 @pytest.fixture

@@ -28,6 +28,6 @@ def profile(config: EngineConfig) -> Profiled:
     for stage, (model, positions) in stages(family).items():
         session, lanes = sessions[model], num_lanes(config)
         measured[stage] = measure(model, session, positions, lanes, num_passes=NUM_PASSES, min_s=MIN_SECONDS)
-    path = cache_path(family.name)
+    path = cache_path(family.name, config.backend, num_lanes(config))
     save(path, measured.values())
     return Profiled(measured, path)

@@ -22,7 +22,7 @@ from captory_engine.images import encode_image
 from captory_engine.info import FamilyInfo, Limits, ModelInfo
 from captory_engine.items import Captioned, Failed, ImageFormat, Item, Mode, Parameters, Sample
 from captory_engine.pipeline import Pipeline
-from captory_engine.profiles import measured
+from captory_engine.profiles import cache_path, measured
 from captory_engine.repository import open_model
 from captory_engine.scheduler import Profile
 from captory_engine.sessions.base import Session
@@ -97,7 +97,8 @@ def _profiles(family: Family, sessions: dict[str, Session], config: EngineConfig
     own = {stage: replace(profile, max_in_flight=lanes + 1) for stage, profile in PROFILES.items()}
     if config.profiles is not None:
         return own | config.profiles
-    curves = measured(family, sessions, lanes, may_measure=config.measure)
+    path = cache_path(family.name, config.backend, lanes)
+    curves = measured(path, family, sessions, lanes, may_measure=config.measure and config.backend != "fake")
     return own | {stage: curves[stage].applied(own[stage]) for stage in curves}
 
 

@@ -68,10 +68,10 @@ class Curve:
 _CURVES = TypeAdapter(list[Curve])
 
 
-def cache_path(family: str) -> Path:
-    """Where the curves of a family are kept for this user."""
+def cache_path(family: str, backend: str, num_lanes: int) -> Path:
+    """Where the curves of a family on a backend are kept for this user."""
     root = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    return Path(root) / "captory" / "profiles" / f"{family}.json"
+    return Path(root) / "captory" / "profiles" / f"{family}-{backend}-{num_lanes}.json"
 
 
 def load(path: Path) -> list[Curve]:
@@ -107,9 +107,11 @@ def fitting(curves: Iterable[Curve], sessions: Mapping[str, Session], num_lanes:
     return used
 
 
-def measured(family: Family, sessions: Mapping[str, Session], num_lanes: int, *, may_measure: bool) -> dict[str, Curve]:
-    """By stage, the curves that were kept for these sessions; what is missing is measured now, if it may be."""
-    path, started_s = cache_path(family.name), time.monotonic()
+def measured(
+    path: Path, family: Family, sessions: Mapping[str, Session], num_lanes: int, *, may_measure: bool
+) -> dict[str, Curve]:
+    """By stage, the curves kept at `path` for these sessions; what is missing is measured now, if it may be."""
+    started_s = time.monotonic()
     known = fitting(load(path), sessions, num_lanes)
     if may_measure and (missing := [stage for stage in stages(family).values() if stage[0] not in known]):
         new = {model: measure(model, sessions[model], positions, num_lanes) for model, positions in missing}

@@ -88,12 +88,13 @@ def test_impossible_figures_are_not_used(tmp_path: Path, ms_per_row: dict[int, f
 def test_what_is_missing_is_measured_once(located: LocatedFamily, monkeypatch: pytest.MonkeyPatch) -> None:
     config = EngineConfig(located.root, backend="fake")
     sessions = open_sessions(located.root, located.family, config)
-    assert measured(located.family, sessions, 1, may_measure=False) == {}
-    first = measured(located.family, sessions, num_lanes(config), may_measure=True)
+    path = cache_path(located.family.name, "fake", 1)
+    assert measured(path, located.family, sessions, 1, may_measure=False) == {}
+    first = measured(path, located.family, sessions, num_lanes(config), may_measure=True)
     assert list(first) == ["vision", "caption", "write", "text", "denoise", "vae"]
     monkeypatch.setattr(profiles, "measure", None)  # a second measurement would fail
-    assert measured(located.family, sessions, 1, may_measure=True) == first
-    assert load(cache_path(located.family.name)) == list(first.values())
+    assert measured(path, located.family, sessions, 1, may_measure=True) == first
+    assert load(path) == list(first.values())
 
 
 def test_a_cache_that_cannot_be_written_costs_the_next_measurement_only(
@@ -102,5 +103,5 @@ def test_a_cache_that_cannot_be_written_costs_the_next_measurement_only(
     (tmp_path / "file").touch()
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
     sessions = open_sessions(located.root, located.family, EngineConfig(located.root, backend="fake"))
-    assert measured(located.family, sessions, 1, may_measure=True)
+    assert measured(cache_path("picto", "fake", 1), located.family, sessions, 1, may_measure=True)
     assert "cannot be kept" in caplog.text
