@@ -2,10 +2,16 @@
 #   make demo   set up .venv (without torch) and run the main job on the shipped sample
 #   make test   set up .venv-dev and run the test suite
 #   make lint   ruff, mypy --strict, pyright
+#   make bench  every benchmark at small sizes, and one table of all targets (40 minutes on two cores)
+#   make bench-full   the long sweeps and load runs, and docs/performance.md from their figures
+#   make gpu-bench   what a GPU reaches, inside 8 minutes: benchmarks/captory_bench/gpu
 #   make ci     lint and test, as .ci/run does
+#   make triton-env   set up .venv-triton: Triton on the CPU, for a benchmark and its tests
 PYTHON ?= python3
 VENV := .venv
 DEV := .venv-dev
+TRITON := .venv-triton
+BENCH := .venv-bench
 PACKAGES := proto/captory_proto data/captory_data engine/captory_engine server/captory_server clients/captory_client \
 	export/captory_export training/captory_training benchmarks/captory_bench
 PIP_FLAGS := --quiet --disable-pip-version-check
@@ -13,7 +19,7 @@ PIP_FLAGS := --quiet --disable-pip-version-check
 TORCH_INDEX ?=
 TORCH := torch==2.13.0
 
-.PHONY: demo test lint ci format stubs bench eval clean
+.PHONY: demo test lint ci format stubs bench bench-full gpu-bench eval triton-env clean
 
 demo: $(VENV)/.ready
 	$(VENV)/bin/captory demo --out demo-out
@@ -33,8 +39,18 @@ format: $(DEV)/.ready
 	$(DEV)/bin/ruff check --fix .
 	$(DEV)/bin/ruff format .
 
-bench: $(VENV)/.ready
-	$(VENV)/bin/captory bench serve
+bench: $(BENCH)/.ready
+	-$(MAKE) triton-env
+	$(BENCH)/bin/captory bench all --out build/bench
+
+bench-full: $(BENCH)/.ready
+	-$(MAKE) triton-env
+	$(BENCH)/bin/captory bench all --full --out benchmarks/results
+	$(BENCH)/bin/captory bench report benchmarks/results
+
+# On a machine with an NVIDIA GPU and a Python that has torch, NumPy and diffusers; GPU_BENCH=--help says what else.
+gpu-bench:
+	PYTHONPATH=benchmarks:engine:training $(PYTHON) -m captory_bench.gpu $(GPU_BENCH)
 
 eval: $(VENV)/.ready
 	$(VENV)/bin/captory eval picto
@@ -45,6 +61,16 @@ stubs: $(DEV)/.ready
 		-I $$($(DEV)/bin/python -c 'import google.rpc, pathlib; print(pathlib.Path(google.rpc.__path__[0]).parents[1])') \
 		--python_out=proto --grpc_python_out=proto --mypy_out=proto --mypy_grpc_out=proto \
 		proto/captory_proto/v1/captory.proto
+
+triton-env: $(TRITON)/.ready
+
+# Apart from the others: nvidia-pytriton needs NumPy 1. Made again only by hand.
+$(TRITON)/.ready:
+	$(PYTHON) -m venv $(TRITON)
+	$(TRITON)/bin/python -m pip install $(PIP_FLAGS) --upgrade pip
+	$(TRITON)/bin/python -m pip install $(PIP_FLAGS) nvidia-pytriton==0.7.0 'numpy<2' 'onnxruntime>=1.23' \
+		'pillow>=12' 'pyyaml>=6.0' 'tokenizers>=0.21'
+	@touch $@
 
 $(VENV)/.ready: pyproject.toml
 	$(PYTHON) -m venv $(VENV)
@@ -61,4 +87,4 @@ $(DEV)/.ready: pyproject.toml
 	@touch $@
 
 clean:
-	rm -rf $(VENV) $(DEV) demo-out build dist
+	rm -rf $(VENV) $(DEV) $(TRITON) demo-out build dist

@@ -9,7 +9,7 @@ import os
 import signal
 import sys
 from collections.abc import AsyncGenerator, AsyncIterator, Callable
-from contextlib import asynccontextmanager
+from contextlib import aclosing, asynccontextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Annotated, Any
@@ -20,7 +20,7 @@ from grpc import aio
 from PIL import Image, UnidentifiedImageError
 
 from captory_engine.device import StageCounts
-from captory_engine.errors import Exhausted, Expired, InvalidInput
+from captory_engine.errors import Expired, InvalidInput
 from captory_engine.info import FamilyInfo, Limits, ModelInfo
 from captory_engine.items import (
     Captioned,
@@ -76,6 +76,8 @@ class Faults:
 class FakeDevice:
     """Counts that a test sets."""
 
+    num_lanes: int = 2
+    uptime_s: float = 1.0
     counts: dict[str, StageCounts] = field(default_factory=dict)
 
 
@@ -93,7 +95,6 @@ class FakePipeline:
         self.num_started = 0
         self.num_released = 0
         self.changed = asyncio.Condition()
-        self._room = asyncio.Semaphore(self.info.limits.max_items)
 
     @property
     def num_running(self) -> int:
@@ -104,12 +105,10 @@ class FakePipeline:
         async with self.changed:
             await self.changed.wait_for(lambda: self.num_running == num)
 
-    @asynccontextmanager
-    async def slot(self, *, wait: bool = True) -> AsyncIterator[None]:
-        if not wait and self._room.locked():
-            raise Exhausted("QUEUE_FULL", "full", retry_after_s=0.25)
-        async with self._room:
-            yield
+    async def live(self, item: Item, emit: Callable[[Event], object]) -> None:
+        async with aclosing(self.run(item)) as events:
+            async for event in events:
+                emit(event)
 
     async def run(self, item: Item) -> AsyncGenerator[Event, None]:
         self.num_started += 1

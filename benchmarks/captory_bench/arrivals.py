@@ -21,6 +21,11 @@ def poisson_arrivals(rate_per_s: float, num: int, seed: int) -> list[float]:
     return [float(at) for at in np.cumsum(gaps)]
 
 
+def poisson_arrivals_within(seconds: float, num: int, seed: int) -> list[float]:
+    """Arrivals of a Poisson process of which it is known that `num` come within `seconds`: the rate is exact."""
+    return [float(at) for at in np.sort(np.random.default_rng(seed).uniform(0.0, seconds, num))]
+
+
 def percentiles(latencies_s: Iterable[float]) -> Percentiles:
     """The median and the 95th percentile."""
     p50, p95 = np.percentile(list(latencies_s), [50, 95])

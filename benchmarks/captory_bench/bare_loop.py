@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 
+from captory_bench.crews import Crew
 from captory_bench.denoising import denoise
 from captory_bench.graphs import Array, Graphs, caption, cip_prompts, decode_latents, encode_text, to_pixel_values
-from captory_bench.outcome import Outcome, Stopwatch
+from captory_bench.outcome import Outcome, Stopwatch, merged
 from captory_bench.workload import Painting, Photo
-from captory_engine.device import StageCounts
 
-BATCH_SIZES = (8, 16, 32)
+BATCH_SIZES = (4, 8, 16, 32)
 TRIAL_STEPS = 8
 TRIALS = 2
 
@@ -26,38 +27,45 @@ class Ready:
     pixel_values: Array
 
 
+class Way(NamedTuple):
+    """How fixed batches are run."""
+
+    crew: Crew
+    batch_size: int
+
+
 def prepare(graphs: Graphs, photos: Sequence[Photo]) -> list[Ready]:
     """Decode and resize, outside the clock."""
     return [Ready(photo, to_pixel_values(graphs, photo.data)) for photo in photos]
 
 
-def run(graphs: Graphs, ready: Sequence[Ready], batch_size: int, steps: int) -> Outcome:
-    """Caption, prompt, encode text, denoise and decode every photograph, `batch_size` at a time."""
-    outcome, counts = Outcome(), StageCounts()
+def run(way: Way, ready: Sequence[Ready], steps: int) -> Outcome:
+    """Caption, prompt, encode text, denoise and decode every photograph."""
+    graphs, size = way.crew.graphs, way.batch_size
     negative = encode_text(graphs, [""])
+    batches = [ready[start : start + size] for start in range(0, len(ready), size)]
     watch = Stopwatch()
-    for start in range(0, len(ready), batch_size):
-        _run_batch(graphs, ready[start : start + batch_size], steps, negative, outcome, counts)
-    return replace(outcome, times=watch.read(), denoiser=counts)
+    parts = way.crew.map(lambda batch: _run_batch(graphs, batch, steps, negative), batches)
+    return merged(parts, watch.read())
 
 
-def _run_batch(
-    graphs: Graphs, batch: Sequence[Ready], steps: int, negative: Array, outcome: Outcome, counts: StageCounts
-) -> None:
+def _run_batch(graphs: Graphs, batch: Sequence[Ready], steps: int, negative: Array) -> Outcome:
+    outcome = Outcome()
     captions = caption(graphs, np.stack([one.pixel_values for one in batch]))
     prompts = cip_prompts(captions, [one.photo.class_name for one in batch])
     jobs = [Painting(one.photo.id, prompt, steps, one.photo.seed) for one, prompt in zip(batch, prompts, strict=True)]
-    latents = denoise(graphs, jobs, encode_text(graphs, prompts), negative, counts)
+    latents = denoise(graphs, jobs, encode_text(graphs, prompts), negative, outcome.denoiser)
     for job, pixels in zip(jobs, decode_latents(graphs, latents), strict=True):
         outcome.prompts[job.id], outcome.images[job.id] = job.prompt, pixels
+    return outcome
 
 
-def best_batch(graphs: Graphs, ready: Sequence[Ready]) -> int:
-    """The batch size with which the bare loop is fastest over a short schedule; every size has the same work."""
+def best_way(crews: Sequence[Crew], ready: Sequence[Ready]) -> Way:
+    """The crew and the batch size with which the bare loop is fastest over a short schedule; all have the same work."""
     sizes = [size for size in BATCH_SIZES if size <= len(ready)] or [len(ready)]
-    trial = ready[: max(sizes)]
-    seconds = dict.fromkeys(sizes, float("inf"))
+    ways = [Way(crew, size) for crew in crews for size in sizes]
+    seconds = dict.fromkeys(range(len(ways)), float("inf"))
     for _ in range(TRIALS):
-        for size in sizes:
-            seconds[size] = min(seconds[size], run(graphs, trial, size, TRIAL_STEPS).times.wall_s)
-    return min(sizes, key=lambda size: seconds[size])
+        for index, way in enumerate(ways):
+            seconds[index] = min(seconds[index], run(way, ready, TRIAL_STEPS).times.wall_s)
+    return ways[min(seconds, key=seconds.__getitem__)]

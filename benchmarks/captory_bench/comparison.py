@@ -12,24 +12,30 @@ from captory_bench import bare_loop, request_level
 from captory_bench.arms import (
     ARMS,
     BARE_LOOP,
+    FIXED_GUIDANCE,
+    GROUPED_GUIDANCE,
     REQUEST_FIXED,
     REQUEST_GROUPED,
     REQUEST_SHRINKING,
+    SERVED_GUIDANCE,
     SERVED_MIXED,
     SERVED_UNIFORM,
+    SINGLE_GUIDANCE,
 )
 from captory_bench.arrivals import poisson_arrivals
-from captory_bench.graphs import Graphs, open_graphs
+from captory_bench.bare_loop import Way
+from captory_bench.crews import open_crews
 from captory_bench.outcome import Outcome
 from captory_bench.served import Served, server_options, serving
 from captory_bench.workload import Painting, paintings, photos
 
-LOAD = 0.7  # of the measured capacity of the served mixed arm
+LOAD = 0.7  # of the measured capacity of the served arm of mixed steps and guidance
 WARM_UP, TRIAL, OPEN_LOOP = 0, 1, 1000  # batches of scenes; rounds count from 2
 FIRST_ROUND = 2
 WARM_UP_ITEMS = 8
 
 Say = Callable[[str], object]
+Arm = Callable[[], Awaitable[Outcome]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,8 +55,7 @@ class Settings:
 class Measured:
     """Everything that came out: a dict of outcomes a round, and the open-loop outcomes of both contenders."""
 
-    graphs: Graphs
-    batch_size: int
+    way: Way  # of fixed batches
     steps: int
     rounds: list[dict[str, Outcome]] = field(default_factory=list)
     arrivals_per_s: float = 0.0
@@ -60,19 +65,17 @@ class Measured:
 
 async def measure(settings: Settings, say: Say) -> Measured:
     """Run all arms. Raises `CaptoryError`, `ClientError` or `ArmFailed`."""
-    graphs = open_graphs(
-        settings.repository, settings.family, backend=settings.backend, num_threads=settings.num_threads
-    )
-    steps = settings.steps or graphs.painter.defaults.steps
+    crews = open_crews(settings.repository, settings.family, settings.backend, settings.num_threads)
+    graphs = crews[0].graphs
     trial = bare_loop.prepare(graphs, photos(settings.num_images, TRIAL))
-    measured = Measured(graphs, bare_loop.best_batch(graphs, trial), steps)
-    say(f"best fixed batch: {measured.batch_size} images")
+    measured = Measured(bare_loop.best_way(crews, trial), settings.steps or graphs.painter.defaults.steps)
+    say(f"best fixed batch: {measured.way.batch_size} images, {measured.way.crew}")
     options = server_options(settings.repository, settings.family, settings.backend, settings.num_threads)
     async with serving(options) as served:
-        await _warm_up(served, steps)
+        await _warm_up(served, measured.steps)
         for index in range(settings.num_rounds):
             measured.rounds.append(await _round(settings, measured, served, index, say))
-        capacities = [outcomes[SERVED_MIXED].images_per_s for outcomes in measured.rounds]
+        capacities = [outcomes[SERVED_GUIDANCE].images_per_s for outcomes in measured.rounds]
         measured.arrivals_per_s = LOAD * median(capacities)
         for index in range(settings.num_rounds):
             await _open_loop(settings, measured, served, index, say)
@@ -86,18 +89,7 @@ async def _warm_up(served: Served, steps: int) -> None:
 
 async def _round(settings: Settings, measured: Measured, served: Served, index: int, say: Say) -> dict[str, Outcome]:
     """All arms once, on fresh items; every other round the other way round."""
-    graphs, size, steps = measured.graphs, measured.batch_size, measured.steps
-    items = photos(settings.num_images, FIRST_ROUND + index)
-    jobs = paintings(settings.num_images, FIRST_ROUND + index)
-    ready = bare_loop.prepare(graphs, items)
-    arms: dict[str, Callable[[], Awaitable[Outcome]]] = {
-        BARE_LOOP: lambda: asyncio.to_thread(bare_loop.run, graphs, ready, size, steps),
-        SERVED_UNIFORM: lambda: served.photos(items, steps),
-        SERVED_MIXED: lambda: served.paintings(jobs),
-        REQUEST_FIXED: lambda: asyncio.to_thread(request_level.run_fixed, graphs, jobs, size),
-        REQUEST_SHRINKING: lambda: asyncio.to_thread(request_level.run_fixed, graphs, jobs, size, shrinking=True),
-        REQUEST_GROUPED: lambda: asyncio.to_thread(request_level.run_grouped, graphs, jobs, size),
-    }
+    arms = _arms(settings, measured, served, FIRST_ROUND + index)
     outcomes = {}
     for name in ARMS if index % 2 == 0 else reversed(ARMS):
         outcomes[name] = await arms[name]()
@@ -105,13 +97,33 @@ async def _round(settings: Settings, measured: Measured, served: Served, index: 
     return outcomes
 
 
+def _arms(settings: Settings, measured: Measured, served: Served, scenes: int) -> dict[str, Arm]:
+    """Every arm over the items of one batch of scenes."""
+    way, steps, num = measured.way, measured.steps, settings.num_images
+    items, jobs, guidance = photos(num, scenes), paintings(num, scenes), paintings(num, scenes, mixed_guidance=True)
+    ready = bare_loop.prepare(way.crew.graphs, items)
+    single, fixed, grouped = way._replace(batch_size=1), request_level.run_fixed, request_level.run_grouped
+    return {
+        BARE_LOOP: lambda: asyncio.to_thread(bare_loop.run, way, ready, steps),
+        SERVED_UNIFORM: lambda: served.photos(items, steps),
+        SERVED_MIXED: lambda: served.paintings(jobs),
+        REQUEST_FIXED: lambda: asyncio.to_thread(fixed, way, jobs),
+        REQUEST_SHRINKING: lambda: asyncio.to_thread(fixed, way, jobs, shrinking=True),
+        REQUEST_GROUPED: lambda: asyncio.to_thread(grouped, way, jobs),
+        SERVED_GUIDANCE: lambda: served.paintings(guidance),
+        FIXED_GUIDANCE: lambda: asyncio.to_thread(fixed, way, guidance),
+        GROUPED_GUIDANCE: lambda: asyncio.to_thread(grouped, way, guidance),
+        SINGLE_GUIDANCE: lambda: asyncio.to_thread(fixed, single, guidance),
+    }
+
+
 async def _open_loop(settings: Settings, measured: Measured, served: Served, index: int, say: Say) -> None:
-    """Both contenders for the tail, under the same arrivals of the same items."""
-    graphs, size, jobs = measured.graphs, measured.batch_size, paintings(settings.num_images, OPEN_LOOP + index)
+    """Both contenders for the tail, under the same arrivals of the same items, of mixed steps and guidance."""
+    jobs = paintings(settings.num_images, OPEN_LOOP + index, mixed_guidance=True)
     arrivals = poisson_arrivals(measured.arrivals_per_s, len(jobs), seed=index)
     say(f"arrivals {index + 1}/{settings.num_rounds}: {measured.arrivals_per_s:.2f} images/s, step-level")
     step_level = await served.open_loop(jobs, arrivals)
-    say(f"arrivals {index + 1}/{settings.num_rounds}: the same, request-level by step count")
-    grouped = await asyncio.to_thread(request_level.run_grouped_open_loop, graphs, jobs, arrivals, size)
-    measured.open_loop.append({SERVED_MIXED: step_level, REQUEST_GROUPED: grouped})
+    say(f"arrivals {index + 1}/{settings.num_rounds}: the same, request-level by equal parameters")
+    grouped = await asyncio.to_thread(request_level.run_grouped_open_loop, measured.way, jobs, arrivals)
+    measured.open_loop.append({SERVED_GUIDANCE: step_level, GROUPED_GUIDANCE: grouped})
     measured.open_loop_jobs.append(jobs)

@@ -1,19 +1,21 @@
 """Denoising of a fixed batch, as a request batcher runs it: together from the first step to the last.
 
-Rows may differ in their number of steps. Then either every row is computed until the longest ends (a fixed batch), or
-rows that have ended leave it (a shrinking batch). With equal steps the two are the same: the bare loop.
+Jobs may differ in their number of steps. Then either every job is computed until the longest ends (a fixed batch), or
+jobs that have ended leave it (a shrinking batch). With equal steps the two are the same: the bare loop.
+Jobs may differ in guidance. If one of a batch is guided, the conditional and the unconditional row of every job are
+computed at every step, as `StableDiffusionPipeline` does; a batch without a guided job computes conditional rows only.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from captory_bench.graphs import Graphs
-from captory_bench.workload import Painting
+from captory_bench.workload import UNGUIDED, Painting
 from captory_engine.device import StageCounts
 from captory_engine.diffusion.noise import gaussian_noise
 from captory_engine.diffusion.samplers import Plan, make_plan
@@ -39,22 +41,30 @@ def denoise(
     `counts` is increased by the forward passes and their rows, useful and computed.
     """
     order = np.argsort([-job.steps for job in jobs], kind="stable")  # longest first: what leaves is a slice
-    plans = [_plan(graphs, jobs[index].steps) for index in order]
-    num_steps = np.array([plan.num_steps for plan in plans])
-    coefficients, timesteps = _tables(plans)
-    noise = [gaussian_noise(jobs[index].seed, graphs.latent_shape) for index in order]
+    ordered = [jobs[index] for index in order]
+    plans = [_plan(graphs, job) for job in ordered]
+    tables = _tables(plans, [guidance_scale(graphs, job) for job in ordered])
+    noise = [gaussian_noise(job.seed, graphs.latent_shape) for job in ordered]
     x = np.stack([unit * plan.start_scale for unit, plan in zip(noise, plans, strict=True)])
-    denoised, context = np.zeros_like(x), _Context(text[order], negative if graphs.guided else None)
-    for step in range(num_steps.max()):
-        live = int((num_steps > step).sum())
+    guided = any(plan.guided.any() for plan in plans)
+    denoised, context = np.zeros_like(x), _Context(text[order], negative if guided else None)
+    for step in range(len(tables.timesteps)):
+        live = int(tables.live[step].sum())
         rows = live if shrinking else len(jobs)
-        here = coefficients[step, :rows]
-        output = _predict(graphs, x[:rows] * here[:, 0].reshape(-1, 1, 1, 1), timesteps[step, :rows], context)
+        here = tables.coefficients[step, :rows]
+        sample = x[:rows] * here[:, 0].reshape(-1, 1, 1, 1)
+        output = _predict(graphs, sample, tables.timesteps[step, :rows], tables.scales[step, :rows], context)
         x[:rows], denoised[:rows] = advance(x[:rows], output, denoised[:rows], here)
-        _count(counts, live, rows, 2 if graphs.guided else 1)
+        _count(counts, live + int((tables.scales[step] > UNGUIDED).sum()), rows * (2 if guided else 1))
     latents = np.empty_like(x)
     latents[order] = x * np.array([plan.final_scale for plan in plans]).reshape(-1, 1, 1, 1)
     return latents
+
+
+def guidance_scale(graphs: Graphs, job: Painting) -> float:
+    """The scale that a job is painted with; `UNGUIDED` where it asks for no more."""
+    given = graphs.painter.defaults.guidance_scale if job.guidance_scale is None else job.guidance_scale
+    return max(UNGUIDED, given)
 
 
 class _Context:
@@ -65,6 +75,11 @@ class _Context:
         self._negative = negative
         self._made: Array = text[:0]
 
+    @property
+    def guided(self) -> bool:
+        """Whether the batch has unconditional rows."""
+        return self._negative is not None
+
     def of(self, rows: int) -> Array:
         """The states that a forward pass over `rows` jobs takes."""
         if self._negative is None:
@@ -74,38 +89,54 @@ class _Context:
         return self._made
 
 
-def _predict(graphs: Graphs, sample: Array, timesteps: Array, context: _Context) -> Array:
-    """The network's output for every row, guided where the family guides."""
-    scale, repeats = graphs.painter.defaults.guidance_scale, 2 if graphs.guided else 1
+def _predict(graphs: Graphs, sample: Array, timesteps: Array, scales: Array, context: _Context) -> Array:
+    """The network's output for every job, guided where the batch is."""
+    repeats = 2 if context.guided else 1
     inputs = {
         "sample": np.concatenate([sample] * repeats),
         "timestep": np.tile(timesteps, repeats),
         "encoder_hidden_states": context.of(len(sample)),
     }
     output: Array = padded(graphs.denoiser, inputs)[0]["out_sample"]
-    if not graphs.guided:
+    if not context.guided:
         return output
     conditional, unconditional = np.split(output, 2)
-    return guide(conditional, unconditional, np.full(len(sample), scale, np.float32))
+    guided = guide(conditional, unconditional, scales)
+    return np.where(scales.reshape(-1, 1, 1, 1) > UNGUIDED, guided, conditional)
 
 
-def _plan(graphs: Graphs, steps: int) -> Plan:
-    return make_plan(graphs.schedule, graphs.painter.defaults.sampler, steps, graphs.guided)
+def _plan(graphs: Graphs, job: Painting) -> Plan:
+    sampler = job.sampler or graphs.painter.defaults.sampler
+    guided = guidance_scale(graphs, job) > UNGUIDED
+    return make_plan(graphs.schedule, sampler, job.steps, guided, job.guidance_interval)
 
 
-def _tables(plans: Sequence[Plan]) -> tuple[Array, Array]:
-    """Coefficients [S, B, 6] and timesteps [S, B] of plans of up to S steps."""
-    num_steps = max(plan.num_steps for plan in plans)
-    coefficients = np.tile(_REST, (num_steps, len(plans), 1))
-    timesteps = np.zeros((num_steps, len(plans)), np.float32)
-    for row, plan in enumerate(plans):
-        coefficients[: plan.num_steps, row] = plan.coefficients
-        timesteps[: plan.num_steps, row] = plan.timesteps
-    return coefficients, timesteps
+class _Tables(NamedTuple):
+    """By step and job: coefficients [S, B, 6], timesteps, guidance scales and whether the job goes on, all [S, B]."""
+
+    coefficients: Array
+    timesteps: Array
+    scales: Array
+    live: Array
 
 
-def _count(counts: StageCounts, live: int, rows: int, rows_a_job: int) -> None:
+def _tables(plans: Sequence[Plan], scales: Sequence[float]) -> _Tables:
+    """The tables of plans of up to S steps, for jobs with these guidance scales."""
+    shape = max(plan.num_steps for plan in plans), len(plans)
+    tables = _Tables(
+        np.tile(_REST, (*shape, 1)), np.zeros(shape, np.float32), np.full(shape, UNGUIDED, np.float32), np.zeros(shape)
+    )
+    for row, (plan, scale) in enumerate(zip(plans, scales, strict=True)):
+        here = slice(plan.num_steps), row
+        tables.coefficients[here] = plan.coefficients
+        tables.timesteps[here] = plan.timesteps
+        tables.scales[here] = np.where(plan.guided, scale, UNGUIDED)
+        tables.live[here] = 1
+    return tables
+
+
+def _count(counts: StageCounts, useful: int, computed: int) -> None:
     counts.batches += 1
-    counts.useful_rows += live * rows_a_job
-    counts.computed_rows += rows * rows_a_job
-    counts.batch_rows[rows * rows_a_job] += 1
+    counts.useful_rows += useful
+    counts.computed_rows += computed
+    counts.batch_rows[computed] += 1

@@ -22,7 +22,7 @@ def describe_machine(num_threads: int) -> dict[str, Any]:
         "memory_gib": round(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30, 1),
         "system": platform.platform(),
         "python": platform.python_version(),
-        "versions": {name: _version(name) for name in PACKAGES},
+        "versions": {name: package_version(name) for name in PACKAGES},
         "load_average": [round(load, 2) for load in os.getloadavg()],
     }
 
@@ -43,7 +43,8 @@ def _cpu_model() -> str:
     return next(names, platform.processor() or platform.machine())
 
 
-def _version(name: str) -> str:
+def package_version(name: str) -> str:
+    """The installed version of a package, or that there is none."""
     try:
         return version(name)
     except PackageNotFoundError:

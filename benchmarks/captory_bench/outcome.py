@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
 import numpy as np
 
 from captory_bench.graphs import Pixels
+from captory_bench.stats import total
 from captory_engine.device import StageCounts
 
 
@@ -47,6 +49,16 @@ class Outcome:
     def images_per_s(self) -> float:
         """Throughput of the whole run."""
         return len(self.images) / self.times.wall_s
+
+
+def merged(parts: Sequence[Outcome], times: Times) -> Outcome:
+    """The batches of one run as the run."""
+    whole = Outcome(times=times, denoiser=total(part.denoiser for part in parts))
+    for part in parts:
+        whole.images.update(part.images)
+        whole.prompts.update(part.prompts)
+        whole.latencies.update(part.latencies)
+    return whole
 
 
 class Agreement(NamedTuple):

@@ -5,8 +5,7 @@ from __future__ import annotations
 import asyncio
 import io
 import time
-from collections import Counter
-from collections.abc import AsyncGenerator, AsyncIterator, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Iterable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -17,10 +16,10 @@ from PIL import Image
 
 from captory_bench.machine import cpu_seconds
 from captory_bench.outcome import Outcome, Stopwatch, Times
+from captory_bench.stats import Stats, read_stats
 from captory_bench.workload import Painting, Photo
 from captory_client.client import MAX_IN_FLIGHT, Client
 from captory_client.local_server import LocalServer
-from captory_engine.device import StageCounts
 from captory_proto.v1 import captory_pb2 as pb
 from captory_proto.v1 import captory_pb2_grpc
 
@@ -40,9 +39,9 @@ class Served:
     pid: int
     stub: captory_pb2_grpc.CaptoryAsyncStub
 
-    async def photos(self, photos: Sequence[Photo], steps: int) -> Outcome:
+    async def photos(self, photos: Iterable[Photo], steps: int) -> Outcome:
         """Send all photographs at once, as fast as the client's flow control lets them go."""
-        return await self._measured(_photo_items(photos, steps))
+        return await self._measured(photo_items(photos, steps))
 
     async def paintings(self, jobs: Sequence[Painting]) -> Outcome:
         """Send all prompts at once."""
@@ -55,24 +54,23 @@ class Served:
         latencies = {key: at - due[key] for key, at in outcome.latencies.items()}
         return replace(outcome, latencies=latencies)
 
-    async def counts(self) -> dict[str, StageCounts]:
-        """The server's counters by stage, since its start."""
-        stats = await self.stub.GetStats(pb.GetStatsRequest())
-        return {stage.name: _read_counts(stage) for stage in stats.stages}
+    async def stats(self) -> Stats:
+        """What the server's device has done since its start."""
+        return read_stats(await self.stub.GetStats(pb.GetStatsRequest()))
 
     async def _measured(self, items: AsyncGenerator[pb.Item, None], max_in_flight: int = MAX_IN_FLIGHT) -> Outcome:
         """From the first send to the last result. Decoding of the images is outside the clock."""
-        before, server_before_s = await self.counts(), cpu_seconds(self.pid)
+        before, server_before_s = await self.stats(), cpu_seconds(self.pid)
         async with Client(self.address, max_in_flight=max_in_flight) as client:
             await client.server_info()
             arrived = await _collect(client, items)
-        server_s, counts = cpu_seconds(self.pid) - server_before_s, await self.counts()
+        server_s, done = cpu_seconds(self.pid) - server_before_s, (await self.stats()).since(before)
         return Outcome(
             images={key: _decode(image.data) for key, image in arrived.images.items()},
             prompts={key: image.provenance.prompt for key, image in arrived.images.items()},
             latencies=arrived.at_s,
             times=Times(arrived.times.wall_s, arrived.times.cpu_s + server_s),
-            denoiser=difference(counts["denoise"], before["denoise"]),
+            denoiser=done.stages["denoise"],
         )
 
 
@@ -90,17 +88,6 @@ def server_options(repository: Path, family: str, backend: str, num_threads: int
     """The options that make the server run what the arms in process run."""
     options = ["--repository", str(repository), "--backend", backend, "--threads", str(num_threads)]
     return [*options, "--family", family] if family else options
-
-
-def difference(after: StageCounts, before: StageCounts) -> StageCounts:
-    """What was counted between two looks."""
-    return StageCounts(
-        after.batches - before.batches,
-        after.useful_rows - before.useful_rows,
-        after.computed_rows - before.computed_rows,
-        after.seconds - before.seconds,
-        after.batch_rows - before.batch_rows,
-    )
 
 
 @dataclass(slots=True)
@@ -125,7 +112,8 @@ async def _collect(client: Client, items: AsyncGenerator[pb.Item, None]) -> _Arr
     return arrived
 
 
-async def _photo_items(photos: Sequence[Photo], steps: int) -> AsyncGenerator[pb.Item, None]:
+async def photo_items(photos: Iterable[Photo], steps: int) -> AsyncGenerator[pb.Item, None]:
+    """Photographs to be captioned, prompted and painted, as they are sent."""
     for photo in photos:
         yield pb.Item(
             id=photo.id,
@@ -139,27 +127,29 @@ async def _photo_items(photos: Sequence[Photo], steps: int) -> AsyncGenerator[pb
 
 async def _painting_items(jobs: Sequence[Painting]) -> AsyncGenerator[pb.Item, None]:
     for job in jobs:
-        yield _painting_item(job, pb.WORK_CLASS_BULK)
+        yield painting_item(job, pb.WORK_CLASS_BULK)
 
 
 async def _when_due(jobs: Sequence[Painting], due: dict[str, float]) -> AsyncGenerator[pb.Item, None]:
     started = time.perf_counter()
     for job in jobs:
         await asyncio.sleep(max(0.0, due[job.id] - (time.perf_counter() - started)))
-        yield _painting_item(job, pb.WORK_CLASS_INTERACTIVE)
+        yield painting_item(job, pb.WORK_CLASS_INTERACTIVE)
 
 
-def _painting_item(job: Painting, work_class: pb.WorkClass.ValueType) -> pb.Item:
-    parameters = pb.Parameters(steps=job.steps, work_class=work_class)
+def painting_item(job: Painting, work_class: pb.WorkClass.ValueType) -> pb.Item:
+    """A prompt to be painted, as it is sent."""
+    start, stop = job.guidance_interval
+    parameters = pb.Parameters(
+        steps=job.steps,
+        guidance_scale=job.guidance_scale,
+        guidance_interval=pb.GuidanceInterval(start=start, stop=stop),
+        sampler=job.sampler,
+        work_class=work_class,
+    )
     return pb.Item(id=job.id, prompt=job.prompt, parameters=parameters, samples=[pb.Sample(seed=job.seed)])
 
 
 def _decode(data: bytes) -> np.ndarray[tuple[int, ...], np.dtype[np.uint8]]:
     with Image.open(io.BytesIO(data)) as image:
         return np.asarray(image.convert("RGB"))
-
-
-def _read_counts(stage: pb.StageStats) -> StageCounts:
-    return StageCounts(
-        stage.batches, stage.useful_rows, stage.computed_rows, stage.seconds, Counter(dict(stage.batch_rows))
-    )

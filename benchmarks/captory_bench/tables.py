@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from rich.bar import Bar
-from rich.console import Group, RenderableType
+from rich.console import Group
 from rich.table import Table
 
-from captory_bench.profiling import ROWS, Curve
 from captory_bench.report import RATIOS
+from captory_engine.profiles import ROWS, Curve
 
 BAR_WIDTH = 40
-TARGETS = {"grpc_over_bare_loop": 0.85, "step_over_request_level": 1.5}
 
 
 def comparison_tables(figures: dict[str, Any]) -> Group:
@@ -22,20 +21,34 @@ def comparison_tables(figures: dict[str, Any]) -> Group:
         _definitions(figures),
         _arms(figures),
         _ratios(figures),
+        targets_table(figures["targets"]),
         _latency(figures),
         _histogram(figures),
-        _checks(figures),
-        _machine(figures),
+        agreement_table(figures["checks"]),
+        machine_line(figures["machine"]),
     )
 
 
-def profile_table(curves: Sequence[Curve], machine: dict[str, Any]) -> Group:
+def targets_table(targets: Sequence[dict[str, Any]]) -> Table:
+    """What was aimed at and what came out; `targets` are as `Target.record` gives them."""
+    table = Table("figure", title="targets")
+    for name in ("median", "spread", "target", ""):
+        table.add_column(name, justify="right")
+    for one in targets:
+        spread = f"{one['low']:.3g} to {one['high']:.3g}"
+        bound = f"{'at least' if one['at_least'] else 'at most'} {one['bound']:g} {one['unit']}".rstrip()
+        words = one["name"].replace("_", " ")
+        table.add_row(words, f"{one['value']:.3g}", spread, bound, "met" if one["met"] else "MISSED")
+    return table
+
+
+def profile_table(curves: Mapping[str, Curve], machine: dict[str, Any]) -> Group:
     """Milliseconds a row by rows a batch, then the throughput as bars."""
     table = Table("graph", *(f"{rows}" for rows in ROWS), "knee", title="milliseconds a row, by rows a batch")
-    for curve in curves:
+    for stage, curve in curves.items():
         cells = (f"{curve.ms_per_row[rows]:.2f}" if rows in curve.ms_per_row else "" for rows in ROWS)
-        table.add_row(curve.stage, *cells, str(curve.knee))
-    return Group(table, *map(_throughput, curves), _machine({"machine": machine}))
+        table.add_row(stage, *cells, str(curve.knee))
+    return Group(table, *(_throughput(stage, curve) for stage, curve in curves.items()), machine_line(machine))
 
 
 def _definitions(figures: dict[str, Any]) -> Table:
@@ -61,13 +74,11 @@ def _arms(figures: dict[str, Any]) -> Table:
 
 def _ratios(figures: dict[str, Any]) -> Table:
     title = "ratios of images/s, same items and round"
-    table = Table("ratio", "median", "spread", "target", "by CPU time", title=title)
+    table = Table("ratio", "median", "spread", "by CPU time", title=title)
     for name, (above, below) in RATIOS.items():
         low, high = figures["spread"][name]
-        target = f"at least {TARGETS[name]:g}" if name in TARGETS else ""
         words, by_cpu = f"{above} / {below}".replace("_", " "), figures["by_cpu_time"][name]
-        cells = f"{figures[name]:.2f}", f"{low:.2f} to {high:.2f}", target, f"{by_cpu:.2f}" if by_cpu else ""
-        table.add_row(words, *cells)
+        table.add_row(words, f"{figures[name]:.2f}", f"{low:.2f} to {high:.2f}", f"{by_cpu:.2f}" if by_cpu else "")
     return table
 
 
@@ -81,13 +92,13 @@ def _latency(figures: dict[str, Any]) -> Table:
             table.add_row(name.replace("_", " "), *cells)
     table.caption = (
         "served: sent as interactive work; request-level: when the device is free, the image that waited longest "
-        "and those of its step count go at once"
+        "and its equals in steps and guidance go at once"
     )
     return table
 
 
 def _histogram(figures: dict[str, Any]) -> Table:
-    table = Table("rows", "batches", "share", title="denoiser batches of the served mixed arm")
+    table = Table("rows", "batches", "share", title="denoiser batches of the served arm of mixed steps and guidance")
     observed = figures["batch_rows"]
     most = max(observed.values())
     for rows, num in observed.items():
@@ -95,16 +106,22 @@ def _histogram(figures: dict[str, Any]) -> Table:
     return table
 
 
-def _throughput(curve: Curve) -> Table:
-    table = Table("rows", "rows/s", "", title=f"{curve.stage}: {curve.model}", min_width=BAR_WIDTH + 24)
+def _throughput(stage: str, curve: Curve) -> Table:
+    table = Table(
+        "rows",
+        "rows/s",
+        "",
+        title=f"{stage}: {curve.model}, rows/s of {curve.num_lanes} lanes together",
+        min_width=BAR_WIDTH + 24,
+    )
     best = min(curve.ms_per_row.values())
     for rows, ms in curve.ms_per_row.items():
         table.add_row(str(rows), f"{1000 / ms:.1f}", Bar(1.0, 0, best / ms, width=BAR_WIDTH))
     return table
 
 
-def _checks(figures: dict[str, Any]) -> RenderableType:
-    checks = figures["checks"]
+def agreement_table(checks: dict[str, Any]) -> Table:
+    """How far images that were timed are from those of a plain loop; `checks` is as `check_record` gives it."""
     table = Table("arms", "images", "other prompts", "worst mean difference", "largest", title="same images?")
     for name, found in checks["agreement"].items():
         levels = f"{found['worst_mean_difference']:.3f}", str(found["max_difference"])
@@ -113,8 +130,8 @@ def _checks(figures: dict[str, Any]) -> RenderableType:
     return table
 
 
-def _machine(figures: dict[str, Any]) -> str:
-    machine = figures["machine"]
+def machine_line(machine: dict[str, Any]) -> str:
+    """The machine and its load, in words."""
     versions = ", ".join(f"{name} {number}" for name, number in machine["versions"].items())
     load = ", ".join(f"{load:g}" for load in machine["load_average"])
     noise = "; more work than CPUs: times are noisy" if machine["load_average"][1] > 2 * machine["cpus"] else ""

@@ -1,4 +1,7 @@
-"""What is sent: scenes of the picture world, as encoded photographs with a class name, or as prompts of mixed steps."""
+"""What is sent: scenes of the picture world, as encoded photographs with a class name, or as prompts.
+
+Prompts are of mixed steps and, where asked for, of mixed guidance.
+"""
 
 from __future__ import annotations
 
@@ -19,6 +22,7 @@ FIRST_SCENE = 2_000_000_000
 SCENES_A_ROUND = 100_000
 MIXED_STEPS = (8, 16, 24, 40)
 SHORT_STEPS = MIXED_STEPS[0]
+UNGUIDED = 1.0  # the guidance scale, and below, that needs no unconditional row
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,12 +37,19 @@ class Photo:
 
 @dataclass(frozen=True, slots=True)
 class Painting:
-    """One image to be painted from a prompt."""
+    """One image to be painted from a prompt.
+
+    `guidance_scale` None and `sampler` empty are the family's default; `guidance_interval` is in shares of the
+    schedule, 0 its noisy end.
+    """
 
     id: str
     prompt: str
     steps: int
     seed: int
+    guidance_scale: float | None = None
+    sampler: str = ""
+    guidance_interval: tuple[float, float] = (0.0, 1.0)
 
 
 def photos(num: int, batch_of_scenes: int) -> list[Photo]:
@@ -46,15 +57,22 @@ def photos(num: int, batch_of_scenes: int) -> list[Photo]:
     return [_photo(_first(batch_of_scenes) + index) for index in range(num)]
 
 
-def paintings(num: int, batch_of_scenes: int) -> list[Painting]:
-    """`num` prompts, the step counts of `MIXED_STEPS` in equal shares and shuffled."""
+def paintings(num: int, batch_of_scenes: int, *, mixed_guidance: bool = False) -> list[Painting]:
+    """`num` prompts, the step counts of `MIXED_STEPS` in equal shares and shuffled.
+
+    With `mixed_guidance` half of them are at `UNGUIDED`, in every step count alike.
+    """
     first = _first(batch_of_scenes)
-    steps = np.resize(MIXED_STEPS, num)
-    np.random.default_rng(batch_of_scenes).shuffle(steps)
-    return [
-        Painting(f"painting-{seed}", full_caption(sample_scene(seed)), int(steps[seed - first]), seed)
-        for seed in range(first, first + num)
-    ]
+    kinds = np.arange(num)
+    np.random.default_rng(batch_of_scenes).shuffle(kinds)
+    return [_painting(first + index, int(kind), mixed_guidance) for index, kind in enumerate(kinds)]
+
+
+def _painting(seed: int, kind: int, mixed_guidance: bool) -> Painting:
+    """One prompt. Kinds count up through the step counts; from one round of them to the next guidance swaps over."""
+    turn, place = divmod(kind, len(MIXED_STEPS))
+    guidance = UNGUIDED if mixed_guidance and (turn + place) % 2 else None
+    return Painting(f"painting-{seed}", full_caption(sample_scene(seed)), MIXED_STEPS[place], seed, guidance)
 
 
 def _first(batch_of_scenes: int) -> int:

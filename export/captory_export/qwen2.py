@@ -57,9 +57,8 @@ class Qwen2DecoderGraph(nn.Module):
             query = rotate(split_heads(attention.q_proj(normed), self.head_dim), cos, sin)
             key = rotate(split_heads(attention.k_proj(normed), self.head_dim), cos, sin)
             value = split_heads(attention.v_proj(normed), self.head_dim)
-            keys = torch.cat([past_keys[:, index], key], dim=2)
-            values = torch.cat([past_values[:, index], value], dim=2)
-            states = states + attention.o_proj(attend(query, keys, values, visible))
+            seen = [(past_keys[:, index], past_values[:, index]), (key, value)]
+            states = states + attention.o_proj(attend(query, seen, visible))
             states = states + layer.mlp(layer.post_attention_layernorm(states))
             new_keys.append(key)
             new_values.append(value)

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from captory_export.graphs import export_graph
+from captory_export.graphs import export_graph, flops_per_row
 from captory_export.repository import MAX_BATCH_SIZE, Port, to_json, write_model
 
 TOLERANCE = 1e-3
@@ -87,15 +87,16 @@ def painter_graphs(text_encoder: Any, unet: Any, vae: Any, pixel_shuffle_factor:
     }
 
 
-def export(graph: Graph, folder: Path, *, files: Mapping[str, bytes] | None = None) -> dict[str, float]:
+def export(graph: Graph, folder: Path, *, files: Mapping[str, bytes] | None = None) -> dict[str, Any]:
     """Write a graph as a Triton model folder with its parity report and return the report.
 
     Raises `ValueError` when ONNX Runtime differs from torch by more than `TOLERANCE`.
     """
     path = folder / "1" / "model.onnx"
     axes = {name: {0: "batch"} for name in graph.inputs}
-    export_graph(graph.module, graph.inputs, graph.outputs, axes, path)
-    report = check(graph, path)
+    rewrites = export_graph(graph.module, graph.inputs, graph.outputs, axes, path)
+    flops = flops_per_row(graph.module, graph.inputs)
+    report = {**check(graph, path), "rewrites": rewrites, "flops_per_row": flops}
     if report["max_abs_difference"] > TOLERANCE:
         raise ValueError(f"{folder.name} differs from torch by {report['max_abs_difference']}")
     inputs = [_port(name, value, name in graph.reshaped) for name, value in graph.inputs.items()]
@@ -142,7 +143,7 @@ def _as_tuple(value: Tensor | tuple[Tensor, ...]) -> tuple[Tensor, ...]:
     return value if isinstance(value, tuple) else (value,)
 
 
-def export_painter(pipeline: Path, repository: Path, prefix: str = "picto_painter") -> dict[str, dict[str, float]]:
+def export_painter(pipeline: Path, repository: Path, prefix: str = "picto_painter") -> dict[str, dict[str, Any]]:
     """Export a Stable Diffusion folder to `PREFIX_text_encoder`, `PREFIX_unet` and `PREFIX_vae_decoder`."""
     from diffusers import AutoencoderKL, UNet2DConditionModel
     from transformers import CLIPTextModel

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
-from contextlib import AsyncExitStack, asynccontextmanager
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager, contextmanager
 from dataclasses import replace
 
 from captory_engine.errors import Exhausted, Expired, InvalidInput
@@ -32,10 +32,10 @@ class Admission:
     """Holds the room that admitted items take until they are done; `num_admitted` equals `num_released` when idle."""
 
     def __init__(self, pipeline: Pipeline, *, max_item_price: int, max_queued_price: int, max_input_bytes: int) -> None:
-        self._pipeline = pipeline
         self._max_item_price = max_item_price
         self._room = Gate(max_queued_price)
         self._input_room = Gate(max_input_bytes)
+        self._places = Gate(pipeline.info.limits.max_items)
         self.num_admitted = 0
         self.num_released = 0
 
@@ -45,16 +45,14 @@ class Admission:
         self._check(item)
         loop = asyncio.get_running_loop()
         arrival_s = loop.time()
-        async with AsyncExitStack() as held:
-            try:
-                async with asyncio.timeout(item.parameters.deadline_s):
-                    await held.enter_async_context(self._input_room.held(num_input_bytes(item)))
-                    await held.enter_async_context(self._room.held(price(item)))
-                    await held.enter_async_context(self._pipeline.slot())
-            except TimeoutError:
-                raise Expired("DEADLINE", "the deadline passed before there was room") from None
-            async with self._counted():
+        held: list[tuple[Gate, int]] = []
+        try:
+            await self._enter(item, held)
+            with self._counted():
                 yield _later(item, loop.time() - arrival_s)
+        finally:
+            for gate, units in held:
+                gate.leave(units)
 
     @asynccontextmanager
     async def at_once(self, item: Item) -> AsyncIterator[Item]:
@@ -63,10 +61,31 @@ class Admission:
         if not self._room.try_enter(price(item)):
             raise Exhausted("NO_ROOM", "the server is full", retry_after_s=RETRY_AFTER_S)
         try:
-            async with self._pipeline.slot(wait=False), self._counted():
+            with self._place(), self._counted():
                 yield item
         finally:
             self._room.leave(price(item))
+
+    async def _enter(self, item: Item, held: list[tuple[Gate, int]]) -> None:
+        """Take all that the item needs, one after another; `held` is what it has, whatever happens."""
+        needs = (self._input_room, num_input_bytes(item)), (self._room, price(item)), (self._places, 1)
+        try:
+            async with asyncio.timeout(item.parameters.deadline_s):
+                for gate, units in needs:
+                    await gate.enter(units)
+                    held.append((gate, units))
+        except TimeoutError:
+            raise Expired("DEADLINE", "the deadline passed before there was room") from None
+
+    @contextmanager
+    def _place(self) -> Iterator[None]:
+        if not self._places.try_enter(1):
+            words = "the server holds all the items that it can"
+            raise Exhausted("QUEUE_FULL", words, retry_after_s=RETRY_AFTER_S)
+        try:
+            yield
+        finally:
+            self._places.leave(1)
 
     def _check(self, item: Item) -> None:
         if price(item) > self._max_item_price:
@@ -76,8 +95,8 @@ class Admission:
                 field="parameters",
             )
 
-    @asynccontextmanager
-    async def _counted(self) -> AsyncIterator[None]:
+    @contextmanager
+    def _counted(self) -> Iterator[None]:
         self.num_admitted += 1
         try:
             yield

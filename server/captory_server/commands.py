@@ -22,6 +22,12 @@ def serve(
     family: Annotated[str | None, typer.Option(help="Family, or a repository's path; its only one if empty.")] = None,
     backend: Annotated[str | None, typer.Option(help="onnx or fake.")] = None,
     threads: Annotated[int | None, typer.Option(help="Threads for the models; 0: all cores.")] = None,
+    lanes: Annotated[
+        int | None, typer.Option(help="Batches at once, of which each has its threads; 0: as pays.")
+    ] = None,
+    measure: Annotated[
+        bool | None, typer.Option("--measure/--no-measure", help="Measure batch sizes once, at the first start.")
+    ] = None,
     max_items: Annotated[int | None, typer.Option(help="Items in flight.")] = None,
     grace_s: Annotated[float | None, typer.Option("--grace", help="Seconds to finish in when told to stop.")] = None,
     log_level: Annotated[str | None, typer.Option(help="debug, info, warning or error.")] = None,
@@ -40,7 +46,7 @@ def serve(
     from captory_server.process import run_server
 
     flags = {"address": address, "repository": repository, "family": family, "backend": backend, "threads": threads}
-    rest = {"grace_s": grace_s, "log_level": log_level, "log_file": log_file}
+    rest = {"lanes": lanes, "measure": measure, "grace_s": grace_s, "log_level": log_level, "log_file": log_file}
     limits = {"max_items": max_items} if max_items is not None else None
     try:
         settings = load(config, limits=limits, **flags, **rest)

@@ -36,6 +36,8 @@ class Settings(BaseSettings):
     family: str = ""
     backend: str = "onnx"
     threads: Annotated[int, Field(ge=0)] = 0
+    lanes: Annotated[int, Field(ge=0)] = 0
+    measure: bool = True
     limits: Annotated[Limits, AfterValidator(_check_limits)] = Limits()
     max_stream_images: Count = 128
     max_input_bytes: Count = 256 << 20

@@ -29,7 +29,7 @@ def check_text(field: str, value: str, max_bytes: int, *, may_be_empty: bool = T
     """Text of at most `max_bytes` in UTF-8, on one line, without control characters."""
     if len(value) > max_bytes or len(value.encode()) > max_bytes:
         raise refuse(field, f"must have at most {max_bytes} bytes")
-    if any(unicodedata.category(char) in _REFUSED_CATEGORIES for char in value):
+    if not value.isprintable() and any(unicodedata.category(char) in _REFUSED_CATEGORIES for char in value):
         raise refuse(field, "must not have control characters or line breaks")
     if not may_be_empty and not value.strip():
         raise refuse(field, "must not be empty")

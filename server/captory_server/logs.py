@@ -40,6 +40,8 @@ class OneLine(logging.Formatter):
     def format(self, record: logging.LogRecord) -> str:
         """Format one record as one line."""
         line = super().format(record)
+        if line.isprintable():
+            return line
         return "".join(char if char.isprintable() else char.encode("unicode_escape").decode() for char in line)
 
 

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, Mapping
-from contextlib import AbstractAsyncContextManager
+from collections.abc import AsyncGenerator, Callable, Mapping
 from typing import Protocol
 
 from captory_engine.device import StageCounts
@@ -13,6 +12,13 @@ from captory_engine.items import Event, Item
 
 class Counted(Protocol):
     """What counts its work."""
+
+    num_lanes: int
+
+    @property
+    def uptime_s(self) -> float:
+        """Seconds since it was made."""
+        ...
 
     @property
     def counts(self) -> Mapping[str, StageCounts]:
@@ -35,12 +41,15 @@ class Pipeline(Protocol):
         """Whether items can be run."""
         ...
 
-    def run(self, item: Item) -> AsyncGenerator[Event, None]:
-        """Events of one item, `Done` last; raises `CaptoryError` when the whole item fails. Closing it cancels."""
+    async def live(self, item: Item, emit: Callable[[Event], object]) -> None:
+        """Run one item in the caller's task; `emit` takes its events, `Done` last. Cancelling the task stops it.
+
+        Raises `CaptoryError` when the whole item fails.
+        """
         ...
 
-    def slot(self, *, wait: bool = True) -> AbstractAsyncContextManager[None]:
-        """Room for one item. Waits for it, or raises `Exhausted` at once."""
+    def run(self, item: Item) -> AsyncGenerator[Event, None]:
+        """The events of `live`, one by one. Closing it cancels the item."""
         ...
 
     async def close(self) -> None:

@@ -52,6 +52,8 @@ async def open_engine(settings: Settings) -> Pipeline:
             family=settings.family,
             backend=settings.backend,
             num_threads=settings.threads,
+            num_lanes=settings.lanes,
+            measure=settings.measure,
             limits=settings.limits,
         )
     )

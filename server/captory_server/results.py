@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from typing import TypeAlias
 
 from google.rpc import status_pb2
 
@@ -13,34 +13,37 @@ from captory_engine.info import FamilyInfo
 from captory_engine.items import Done, Event, Failed, Painted, Prompted
 from captory_proto.v1 import captory_pb2 as pb
 from captory_server.names import DETERMINISMS, IMAGE_FORMATS, MODES
+from captory_server.ports import Counted
 from captory_server.status import status_of
 
 RETRY_AFTER_S = 1.0
 _KINDS: dict[str, type[CaptoryError]] = {
     kind.grpc_status: kind for kind in (BadModel, BadOutput, Expired, InvalidInput, Unavailable)
 }
+Told: TypeAlias = Event | status_pb2.Status  # what is said of an item; a status alone is its end
 
 
-def write_event(item_id: str, event: Event) -> pb.SynthesizeResponse:
-    """One event of one item."""
-    response = pb.SynthesizeResponse(item_id=item_id)
-    match event:
+def is_end(told: Told) -> bool:
+    """Whether nothing more is said of the item."""
+    return isinstance(told, Done | status_pb2.Status)
+
+
+def write_response(response: pb.SynthesizeResponse, item_id: str, told: Told) -> None:
+    """Fill an empty response with one thing that is said of one item."""
+    response.item_id = item_id
+    match told:
         case items.Captioned():
-            response.caption.CopyFrom(write_caption(event))
+            response.caption.CopyFrom(write_caption(told))
         case Prompted():
-            response.prompt.CopyFrom(write_prompt(event))
+            response.prompt.CopyFrom(write_prompt(told))
         case Painted():
-            response.image.CopyFrom(write_image(event))
+            _fill_image(response.image, told)
         case Failed():
-            response.failure.CopyFrom(_write_failure(event))
+            response.failure.CopyFrom(_write_failure(told))
         case Done():
-            response.done.CopyFrom(_write_done(event))
-    return response
-
-
-def write_refusal(item_id: str, status: status_pb2.Status) -> pb.SynthesizeResponse:
-    """The end of an item that failed as a whole."""
-    return pb.SynthesizeResponse(item_id=item_id, done=pb.ItemDone(status=status))
+            response.done.CopyFrom(_write_done(told))
+        case _:
+            response.done.status.CopyFrom(told)
 
 
 def write_caption(event: items.Captioned) -> pb.CaptionResult:
@@ -57,11 +60,9 @@ def write_prompt(event: Prompted) -> pb.PromptResult:
 
 def write_image(event: Painted) -> pb.ImageResult:
     """An image with where it came from."""
-    return pb.ImageResult(
-        data=event.data,
-        format=IMAGE_FORMATS.write(event.provenance.parameters.format),
-        provenance=_write_provenance(event.provenance),
-    )
+    image = pb.ImageResult()
+    _fill_image(image, event)
+    return image
 
 
 class Dropped(CaptoryError):  # noqa: N818
@@ -95,9 +96,14 @@ def write_info(info: FamilyInfo, *, version: str, max_message_bytes: int) -> pb.
     )
 
 
-def write_stats(counts: Mapping[str, StageCounts]) -> pb.Stats:
+def write_stats(device: Counted) -> pb.Stats:
     """What the device has done, stage by stage."""
-    return pb.Stats(stages=[_write_stage(name, stage) for name, stage in counts.items()])
+    return pb.Stats(
+        stages=[_write_stage(name, stage) for name, stage in device.counts.items()],
+        lanes=device.num_lanes,
+        uptime_seconds=device.uptime_s,
+        busy_seconds=sum(stage.seconds for stage in device.counts.values()),
+    )
 
 
 def _write_stage(name: str, stage: StageCounts) -> pb.StageStats:
@@ -108,6 +114,7 @@ def _write_stage(name: str, stage: StageCounts) -> pb.StageStats:
         computed_rows=stage.computed_rows,
         seconds=stage.seconds,
         batch_rows=stage.batch_rows,
+        max_rows=stage.max_rows,
     )
 
 
@@ -139,32 +146,38 @@ def _write_defaults(defaults: items.Parameters) -> pb.Parameters:
     )
 
 
-def _write_provenance(made: items.Provenance) -> pb.Provenance:
-    asked = made.parameters
-    return pb.Provenance(
-        caption=made.caption,
-        prompt=made.prompt,
-        negative_prompt=asked.negative_prompt,
-        class_name=made.class_name,
-        mode=MODES.write(made.mode),
-        prompt_index=made.sample.prompt_index,
-        sample_index=made.sample.sample_index,
-        seed=made.sample.seed,
-        steps=asked.steps,
-        guidance_scale=asked.guidance_scale,
-        guidance_interval=_write_interval(asked.guidance_interval),
-        sampler=asked.sampler,
-        width=asked.width,
-        height=asked.height,
-        determinism=DETERMINISMS.write(asked.determinism),
-        family=made.family,
-        models=made.models,
-        token_count=made.token_count,
-        token_policy=made.token_policy,
-        pixel_sha256=made.pixel_sha256,
-        backend=made.backend,
-        writer=made.writer,
-    )
+def _fill_image(image: pb.ImageResult, event: Painted) -> None:
+    """In place: a message that is built first and copied then costs three times as much."""
+    image.data = event.data
+    image.format = IMAGE_FORMATS.write(event.provenance.parameters.format)
+    _fill_provenance(image.provenance, event.provenance)
+
+
+def _fill_provenance(message: pb.Provenance, made: items.Provenance) -> None:
+    asked, sample = made.parameters, made.sample
+    message.caption = made.caption
+    message.prompt = made.prompt
+    message.negative_prompt = asked.negative_prompt
+    message.class_name = made.class_name
+    message.mode = MODES.write(made.mode)
+    message.prompt_index = sample.prompt_index
+    message.sample_index = sample.sample_index
+    message.seed = sample.seed
+    message.steps = asked.steps
+    message.guidance_scale = asked.guidance_scale
+    message.guidance_interval.start = asked.guidance_interval.start
+    message.guidance_interval.stop = asked.guidance_interval.stop
+    message.sampler = asked.sampler
+    message.width = asked.width
+    message.height = asked.height
+    message.determinism = DETERMINISMS.write(asked.determinism)
+    message.family = made.family
+    message.models.update(made.models)
+    message.token_count = made.token_count
+    message.token_policy = made.token_policy
+    message.pixel_sha256 = made.pixel_sha256
+    message.backend = made.backend
+    message.writer = made.writer
 
 
 def _write_interval(interval: items.GuidanceInterval) -> pb.GuidanceInterval:

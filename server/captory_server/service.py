@@ -18,7 +18,7 @@ from captory_server.codec import read_caption_request, read_generate_request, re
 from captory_server.config import Settings
 from captory_server.ports import Pipeline
 from captory_server.results import failure, write_caption, write_image, write_info, write_prompt, write_stats
-from captory_server.stream import ItemStream
+from captory_server.stream import MAX_BATCH_BYTES, ItemStream
 
 Wanted = TypeVar("Wanted", Captioned, Prompted, Painted)
 
@@ -54,7 +54,12 @@ class CaptoryService(captory_pb2_grpc.CaptoryServicer):
         pipeline, admission = self._ready()
         settings = self._settings
         stream = ItemStream(
-            pipeline, admission, self.draining, settings.max_stream_images, settings.max_stream_input_bytes
+            pipeline,
+            admission,
+            self.draining,
+            settings.max_stream_images,
+            settings.max_stream_input_bytes,
+            min(MAX_BATCH_BYTES, settings.max_message_bytes // 2),
         )
         async with aclosing(stream.responses(request_iterator)) as responses:
             async for response in responses:
@@ -82,7 +87,7 @@ class CaptoryService(captory_pb2_grpc.CaptoryServicer):
 
     async def GetStats(self, request: pb.GetStatsRequest, context: Any) -> pb.Stats:  # noqa: N802, D102
         pipeline, _ = self._ready()
-        return write_stats(pipeline.device.counts)
+        return write_stats(pipeline.device)
 
     def _ready(self) -> tuple[Pipeline, Admission]:
         if self._loaded is None:

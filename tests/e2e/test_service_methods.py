@@ -62,7 +62,9 @@ async def test_server_info_says_what_it_runs_and_its_limits(serving: Running) ->
 
 async def test_stats_say_what_the_device_has_done(serving: Running) -> None:
     serving.pipeline.device.counts["denoise"] = StageCounts(2, 9, 16, 0.5, Counter({8: 2}))
-    [stage] = (await serving.stub.GetStats(pb.GetStatsRequest())).stages
+    stats = await serving.stub.GetStats(pb.GetStatsRequest())
+    assert (stats.lanes, stats.uptime_seconds, stats.busy_seconds) == (2, 1.0, 0.5)
+    [stage] = stats.stages
     assert (stage.name, stage.batches, stage.useful_rows, stage.computed_rows) == ("denoise", 2, 9, 16)
     assert (stage.seconds, dict(stage.batch_rows)) == (0.5, {8: 2})
 

@@ -109,6 +109,6 @@ def test_no_module_of_the_main_job_needs_an_extra(package: str) -> None:
     modules = [
         ".".join((package, *path.relative_to(package_root(package)).with_suffix("").parts)).removesuffix(".__init__")
         for path in sources(package)
-        if path.name != "__main__.py"
+        if path.name != "__main__.py" and not path.name.startswith("torch")  # the backend that is an extra
     ]
     assert not loaded_after("\n".join(f"import {module}" for module in modules)) & OPTIONAL

@@ -1,5 +1,6 @@
 """The arms that run in one process, on the fake family: what they compute, what they count, what they give."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -7,6 +8,8 @@ import pytest
 from families import fake_repository
 
 from captory_bench import bare_loop, request_level
+from captory_bench.bare_loop import Way
+from captory_bench.crews import Crew, open_crews
 from captory_bench.graphs import Graphs, open_graphs
 from captory_bench.outcome import Outcome, compare
 from captory_bench.workload import Painting, paintings, photos
@@ -17,8 +20,18 @@ BATCH = 4
 
 
 @pytest.fixture(scope="module")
-def graphs(tmp_path_factory: pytest.TempPathFactory) -> Graphs:
-    return open_graphs(fake_repository(tmp_path_factory.mktemp("repository")), backend="fake")
+def repository(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return fake_repository(tmp_path_factory.mktemp("repository"))
+
+
+@pytest.fixture(scope="module")
+def graphs(repository: Path) -> Graphs:
+    return open_graphs(repository, backend="fake")
+
+
+@pytest.fixture(scope="module")
+def way(graphs: Graphs) -> Way:
+    return Way(Crew(graphs), BATCH)
 
 
 @pytest.fixture(scope="module")
@@ -27,8 +40,8 @@ def jobs() -> list[Painting]:
 
 
 @pytest.fixture(scope="module")
-def fixed(graphs: Graphs, jobs: list[Painting]) -> Outcome:
-    return request_level.run_fixed(graphs, jobs, BATCH)
+def fixed(way: Way, jobs: list[Painting]) -> Outcome:
+    return request_level.run_fixed(way, jobs)
 
 
 def test_a_fixed_batch_computes_every_row_until_its_longest_ends(jobs: list[Painting], fixed: Outcome) -> None:
@@ -39,23 +52,24 @@ def test_a_fixed_batch_computes_every_row_until_its_longest_ends(jobs: list[Pain
     assert fixed.denoiser.batch_rows == {2 * BATCH: sum(longest)}
 
 
-def test_a_shrinking_batch_computes_useful_rows_only(graphs: Graphs, jobs: list[Painting], fixed: Outcome) -> None:
-    shrinking = request_level.run_fixed(graphs, jobs, BATCH, shrinking=True)
+def test_a_shrinking_batch_computes_useful_rows_only(way: Way, jobs: list[Painting], fixed: Outcome) -> None:
+    shrinking = request_level.run_fixed(way, jobs, shrinking=True)
     assert shrinking.denoiser.computed_rows == shrinking.denoiser.useful_rows == fixed.denoiser.useful_rows
     assert shrinking.denoiser.batches == fixed.denoiser.batches
 
 
-def test_groups_hold_equal_step_counts(graphs: Graphs, jobs: list[Painting]) -> None:
-    grouped = request_level.run_grouped(graphs, jobs, BATCH)
+def test_groups_hold_equal_step_counts(way: Way, jobs: list[Painting]) -> None:
+    grouped = request_level.run_grouped(way, jobs)
     assert grouped.denoiser.computed_rows == grouped.denoiser.useful_rows == 2 * sum(job.steps for job in jobs)
     assert grouped.denoiser.batches == 8 + 16 + 24 + 40  # three jobs of each: one batch of each
 
 
-def test_all_ways_paint_the_same_images(graphs: Graphs, jobs: list[Painting], fixed: Outcome) -> None:
+def test_all_ways_paint_the_same_images(way: Way, jobs: list[Painting], fixed: Outcome) -> None:
     others = [
-        request_level.run_fixed(graphs, jobs, BATCH, shrinking=True),
-        request_level.run_fixed(graphs, jobs, NUM),
-        request_level.run_grouped(graphs, jobs, BATCH),
+        request_level.run_fixed(way, jobs, shrinking=True),
+        request_level.run_fixed(way._replace(batch_size=NUM), jobs),
+        request_level.run_grouped(way, jobs),
+        request_level.run_fixed(Way(Crew(way.crew.graphs, num_workers=3), 1), jobs),
     ]
     for other in others:
         agreement = compare(fixed, other)
@@ -66,7 +80,7 @@ def test_all_ways_paint_the_same_images(graphs: Graphs, jobs: list[Painting], fi
 
 def test_the_bare_loop_gives_the_same_in_any_batch(graphs: Graphs) -> None:
     ready = bare_loop.prepare(graphs, photos(6, 7))
-    one, other = (bare_loop.run(graphs, ready, size, steps=3) for size in (2, 6))
+    one, other = (bare_loop.run(Way(Crew(graphs, workers), size), ready, steps=3) for workers, size in ((2, 2), (1, 6)))
     agreement = compare(one, other)
     assert (agreement.num_compared, agreement.num_other_prompts, agreement.max_difference) == (6, 0, 0)
     assert all(pixels.shape == (64, 64, 3) and pixels.dtype == np.uint8 for pixels in one.images.values())
@@ -74,16 +88,41 @@ def test_the_bare_loop_gives_the_same_in_any_batch(graphs: Graphs) -> None:
     assert one.images_per_s > 0
 
 
-def test_the_best_batch_is_one_of_those_that_the_work_fills(graphs: Graphs) -> None:
-    assert bare_loop.best_batch(graphs, bare_loop.prepare(graphs, photos(3, 7))) == 3
-    assert bare_loop.best_batch(graphs, bare_loop.prepare(graphs, photos(9, 7))) == 8
+def test_the_best_way_is_one_that_the_work_fills(graphs: Graphs) -> None:
+    crews = [Crew(graphs), Crew(graphs, num_workers=2)]
+    assert bare_loop.best_way(crews, bare_loop.prepare(graphs, photos(3, 7))).batch_size == 3
+    found = bare_loop.best_way(crews, bare_loop.prepare(graphs, photos(9, 7)))
+    assert found.crew in crews
+    assert found.batch_size in (4, 8)
+
+
+def test_a_crew_is_one_worker_with_all_threads_or_one_for_each(repository: Path) -> None:
+    crews = open_crews(repository, "", "fake", 2)
+    assert [str(crew) for crew in crews] == ["1 worker of 2 threads", "2 workers of 1 thread"]
+    assert len(open_crews(repository, "", "fake", 1)) == 1
+
+
+def test_one_guided_job_makes_its_whole_batch_pay(way: Way) -> None:
+    jobs = paintings(NUM, 7, mixed_guidance=True)
+    together = request_level.run_fixed(way._replace(batch_size=NUM), jobs)
+    assert together.denoiser.computed_rows == 2 * NUM * max(job.steps for job in jobs)
+    assert together.denoiser.useful_rows == sum(job.steps * (1 if job.guidance_scale == 1 else 2) for job in jobs)
+    grouped = request_level.run_grouped(way, jobs)
+    assert grouped.denoiser.computed_rows == grouped.denoiser.useful_rows == together.denoiser.useful_rows
+    assert compare(together, grouped).max_difference == 0
+
+
+def test_guidance_changes_the_image(way: Way, jobs: list[Painting], fixed: Outcome) -> None:
+    plain = request_level.run_fixed(way, [replace(job, guidance_scale=0.5) for job in jobs])
+    assert plain.denoiser.computed_rows == fixed.denoiser.computed_rows // 2
+    assert compare(plain, fixed).max_difference > 0
 
 
 def test_unguided_families_pay_for_one_row_a_step(graphs: Graphs, jobs: list[Painting]) -> None:
     defaults = graphs.painter.defaults.model_copy(update={"guidance_scale": 1.0})
     fields = {name: getattr(graphs, name) for name in Graphs.__slots__}
     plain = Graphs(**fields | {"painter": graphs.painter.model_copy(update={"defaults": defaults})})
-    outcome = request_level.run_grouped(plain, jobs, BATCH)
+    outcome = request_level.run_grouped(Way(Crew(plain), BATCH), jobs)
     assert outcome.denoiser.computed_rows == sum(job.steps for job in jobs)
 
 
@@ -100,24 +139,24 @@ class Time:
         self.now_s += seconds
 
 
-def test_the_open_loop_waits_for_arrivals_and_measures_from_them(graphs: Graphs, jobs: list[Painting]) -> None:
+def test_the_open_loop_waits_for_arrivals_and_measures_from_them(way: Way, jobs: list[Painting]) -> None:
     time = Time()
     arrivals = [0.5 * index for index in range(NUM)]
-    outcome = request_level.run_grouped_open_loop(graphs, jobs, arrivals, BATCH, time.clock, time.sleep)
+    outcome = request_level.run_grouped_open_loop(way, jobs, arrivals, time.clock, time.sleep)
     assert outcome.latencies.keys() == {job.id for job in jobs}
     assert all(latency_s == pytest.approx(0.0) for latency_s in outcome.latencies.values())  # computing takes no time
     assert outcome.times.wall_s == pytest.approx(arrivals[-1])
     assert outcome.denoiser.batches == sum(job.steps for job in jobs)  # nobody waited for a mate
 
 
-def test_the_open_loop_takes_the_longest_waiting_and_its_equals_first(graphs: Graphs, jobs: list[Painting]) -> None:
-    order = _finishing_order(graphs, jobs)
+def test_the_open_loop_takes_the_longest_waiting_and_its_equals_first(way: Way, jobs: list[Painting]) -> None:
+    order = _finishing_order(way, jobs)
     assert [job.steps for job in order] == sorted((job.steps for job in jobs), key=[job.steps for job in jobs].index)
 
 
-def _finishing_order(graphs: Graphs, jobs: list[Painting]) -> list[Painting]:
+def _finishing_order(way: Way, jobs: list[Painting]) -> list[Painting]:
     time = Time()
-    outcome = request_level.run_grouped_open_loop(graphs, jobs, [0.0] * NUM, BATCH, time.clock, time.sleep)
+    outcome = request_level.run_grouped_open_loop(way, jobs, [0.0] * NUM, time.clock, time.sleep)
     return [next(job for job in jobs if job.id == key) for key in outcome.latencies]
 
 

@@ -12,8 +12,10 @@ import pytest
 from families import fake_repository
 from rich.console import Console
 
-from captory_bench.arms import ARMS, BARE_LOOP, REQUEST_FIXED, REQUEST_GROUPED, SERVED_MIXED, SERVED_UNIFORM
+from captory_bench.arms import ARMS, BARE_LOOP, GROUPED_GUIDANCE, REQUEST_FIXED, SERVED_GUIDANCE, SERVED_UNIFORM
+from captory_bench.bare_loop import Way
 from captory_bench.comparison import Measured
+from captory_bench.crews import Crew
 from captory_bench.graphs import Graphs, open_graphs
 from captory_bench.outcome import Outcome, Times
 from captory_bench.report import check, summarise
@@ -22,7 +24,15 @@ from captory_bench.workload import paintings
 from captory_engine.device import StageCounts
 
 NUM = 8
-KEYS = ("grpc_over_bare_loop", "step_over_request_level", "mean_rows", "row_efficiency", "images_per_s")
+KEYS = (
+    "grpc_over_bare_loop",
+    "step_over_request_level",
+    "step_over_request_level_mixed_guidance",
+    "short_p95_over_grouped",
+    "mean_rows",
+    "row_efficiency",
+    "images_per_s",
+)
 # seconds of each arm, by round
 SECONDS = {
     "bare_loop": (1.0, 1.0, 1.0),
@@ -31,6 +41,10 @@ SECONDS = {
     "request_fixed": (4.0, 3.0, 8.0),
     "request_shrinking": (2.0, 2.0, 2.0),
     "request_grouped": (2.0, 2.0, 2.0),
+    "served_mixed_guidance": (2.0, 2.0, 2.0),
+    "request_fixed_mixed_guidance": (3.0, 5.0, 4.0),
+    "request_grouped_mixed_guidance": (3.0, 3.0, 3.0),
+    "request_single_mixed_guidance": (3.0, 3.0, 3.0),
 }
 
 
@@ -50,7 +64,7 @@ def outcome(seconds: float, **changes: object) -> Outcome:
 def measured(graphs: Graphs) -> Measured:
     rounds = [{name: outcome(SECONDS[name][number]) for name in ARMS} for number in range(3)]
     jobs = [paintings(NUM, number) for number in range(2)]
-    waits = {SERVED_MIXED: 1.0, REQUEST_GROUPED: 2.0}
+    waits = {SERVED_GUIDANCE: 1.0, GROUPED_GUIDANCE: 2.0}
     open_loop = [
         {
             name: outcome(1.0, latencies={job.id: wait_s * (0.5 if job.steps == 8 else 1.0) for job in own})
@@ -58,7 +72,7 @@ def measured(graphs: Graphs) -> Measured:
         }
         for own in jobs
     ]
-    return Measured(graphs, 4, 20, rounds, 3.5, open_loop, jobs)
+    return Measured(Way(Crew(graphs), 4), 20, rounds, 3.5, open_loop, jobs)
 
 
 def test_the_keys_that_others_rely_on_come_first(measured: Measured) -> None:
@@ -74,6 +88,15 @@ def test_ratios_are_medians_within_rounds_with_their_spread(measured: Measured) 
     assert figures["step_over_request_level"] == pytest.approx(2.0)
     assert figures["spread"]["step_over_request_level"] == [1.5, 2.0]
     assert figures["images_per_s"] == pytest.approx(NUM / 1.25)
+
+
+def test_each_target_stands_beside_its_figure(measured: Measured) -> None:
+    targets = {target["name"]: target for target in summarise(measured)["targets"]}
+    assert not targets["grpc_over_bare_loop"]["met"]
+    step_level = targets["step_over_request_level_mixed_guidance"]
+    assert (step_level["value"], step_level["low"], step_level["high"], step_level["met"]) == (2.0, 1.5, 2.5, True)
+    assert targets["short_p95_over_grouped"]["value"] == 0.5
+    assert targets["short_p95_over_grouped"]["met"]
 
 
 def test_ratios_by_cpu_time_are_left_out_where_it_is_not_known(measured: Measured) -> None:
@@ -93,8 +116,8 @@ def test_rows_come_from_all_rounds_of_the_mixed_arm(measured: Measured) -> None:
 def test_the_tail_is_told_of_all_and_of_the_short(measured: Measured) -> None:
     latency = summarise(measured)["latency"]
     assert latency["arrivals_per_s"] == 3.5
-    assert latency[SERVED_MIXED] == {"p50_s": 1.0, "p95_s": 1.0, "short_p50_s": 0.5, "short_p95_s": 0.5}
-    assert latency[REQUEST_GROUPED]["short_p95_s"] == 1.0
+    assert latency[SERVED_GUIDANCE] == {"p50_s": 1.0, "p95_s": 1.0, "short_p50_s": 0.5, "short_p95_s": 0.5}
+    assert latency[GROUPED_GUIDANCE]["short_p95_s"] == 1.0
 
 
 def test_equal_images_agree(measured: Measured) -> None:
@@ -128,6 +151,6 @@ def test_the_tables_name_every_arm_and_what_it_includes(measured: Measured) -> N
     words = " ".join(console.export_text().split())
     assert all(name.replace("_", " ") in words for name in ARMS)
     assert "vision, caption, text, denoise, autoencoder" in words
-    assert "4 images (8 denoiser rows), every row computed until the longest ends" in words
+    assert "4 images, 1 worker of 1 thread; every image computed until the longest ends" in words
     assert "times are noisy" in words
     assert BARE_LOOP not in words

@@ -12,7 +12,9 @@ from typer.testing import CliRunner
 
 from captory_bench import request_level
 from captory_bench.arms import ARMS
+from captory_bench.bare_loop import Way
 from captory_bench.commands import bench
+from captory_bench.crews import Crew
 from captory_bench.graphs import open_graphs
 from captory_bench.outcome import compare
 from captory_bench.served import ArmFailed, server_options, serving
@@ -32,7 +34,7 @@ async def test_the_server_paints_what_request_batching_paints_and_counts_it(repo
     async with serving(server_options(repository, "", "fake", 1)) as served:
         first = await served.paintings(jobs)
         again = await served.paintings(jobs)
-    agreement = compare(first, request_level.run_grouped(open_graphs(repository, backend="fake"), jobs, 4))
+    agreement = compare(first, request_level.run_grouped(Way(Crew(open_graphs(repository, backend="fake")), 4), jobs))
     assert (agreement.num_compared, agreement.max_difference) == (NUM, 0)
     for outcome in (first, again):
         counts = outcome.denoiser

@@ -18,6 +18,14 @@ def test_step_counts_are_mixed_in_equal_shares_and_shuffled() -> None:
     assert steps != [*MIXED_STEPS] * 16
 
 
+def test_guidance_is_mixed_in_every_step_count_alike() -> None:
+    jobs = paintings(64, 3, mixed_guidance=True)
+    assert Counter((job.steps, job.guidance_scale) for job in jobs) == {
+        (steps, scale): 8 for steps in MIXED_STEPS for scale in (1.0, None)
+    }
+    assert [job.steps for job in jobs] == [job.steps for job in paintings(64, 3)]
+
+
 def test_the_same_round_is_the_same_work_and_another_shares_nothing() -> None:
     assert paintings(8, 2) == paintings(8, 2)
     assert photos(4, 2) == photos(4, 2)

@@ -13,6 +13,7 @@ from captory_engine.engines.batching import BatchRule, padded
 from captory_engine.engines.denoiser import Denoiser, DenoiseTask
 from captory_engine.engines.slots import Slots
 from captory_engine.engines.token_decoder import DecoderShape, TokenDecoder, TokenTask, choose
+from captory_engine.errors import Exhausted
 from captory_engine.scheduler import Profile
 from captory_engine.sessions.base import TensorSpec
 from captory_engine.sessions.fake import FakeSession
@@ -81,7 +82,7 @@ def test_exact_batches_are_always_of_one_size() -> None:
     assert computed == 4 * len(session.batches) == 16
 
 
-def test_slots_are_given_back_and_grow_as_needed() -> None:
+def test_slots_are_given_back() -> None:
     engine = Denoiser(unet(), Profile(8), BatchRule())
     tasks = [denoise_task(seed, 3, 1.0) for seed in range(20)]
     engine.run(tasks)
@@ -94,7 +95,7 @@ def test_slots_are_given_back_and_grow_as_needed() -> None:
 
 
 def test_a_slot_starts_empty() -> None:
-    slots = Slots({"a": ((2,), np.float32)}, capacity=1)
+    slots = Slots({"a": ((2,), np.float32)}, capacity=2)
     first = slots.take()
     slots["a"][first] = 7
     slots.give(first)
@@ -104,6 +105,8 @@ def test_a_slot_starts_empty() -> None:
     second = slots.take()
     assert second != first
     np.testing.assert_array_equal(slots["a"][[first, second]], [[5, 5], [0, 0]])
+    with pytest.raises(Exhausted, match="all 2 slots"):
+        slots.take()
 
 
 @pytest.mark.parametrize("num_rows", [1, 7, 8, 9, 20])

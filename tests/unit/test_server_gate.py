@@ -98,25 +98,26 @@ async def test_what_does_not_wait_is_refused_with_a_hint() -> None:
 
 
 async def test_a_full_pipeline_gives_the_price_back() -> None:
-    pipeline = FakePipeline(family_info(limits=replace(LIMITS, max_items=1)))
-    office = admission(pipeline)
-    async with pipeline.slot():
-        with pytest.raises(Exhausted):
+    office = admission(FakePipeline(family_info(limits=replace(LIMITS, max_items=1))), max_queued_price=price(ITEM) * 2)
+    async with office.waiting(ITEM):
+        with pytest.raises(Exhausted, match="all the items") as refused:
             async with office.at_once(ITEM):
                 pass
+    assert refused.value.retry_after_s > 0
     async with office.at_once(ITEM):
+        pass
+    async with office.waiting(ITEM), office._room.held(price(ITEM)):  # the refused one has left its room
         pass
 
 
 async def test_the_deadline_counts_while_an_item_waits() -> None:
-    pipeline = FakePipeline(family_info(limits=replace(LIMITS, max_items=1)))
-    office = admission(pipeline)
+    office = admission(FakePipeline(family_info(limits=replace(LIMITS, max_items=1))))
     hurried = replace(ITEM, parameters=replace(DEFAULTS, deadline_s=0.001))
-    async with pipeline.slot():
+    async with office.waiting(ITEM):
         with pytest.raises(Expired):
             async with office.waiting(hurried):
                 pass
-    assert office.num_admitted == 0
+    assert office.num_admitted == office.num_released == 1
     async with office.waiting(replace(ITEM, parameters=replace(DEFAULTS, deadline_s=60.0))) as ready:
         assert ready.parameters.deadline_s is not None
         assert ready.parameters.deadline_s <= 60.0

@@ -8,6 +8,9 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
+from math import prod
+from zlib import crc32
 
 import numpy as np
 from numpy.typing import NDArray
@@ -118,17 +121,17 @@ class FakeSession:
         self.down = True
 
     def _outputs(self, inputs: Mapping[str, Array], batch: int) -> dict[str, Array]:
-        phases = np.array([_phase(inputs, row) for row in range(batch)])
+        phases = np.array([_phase(inputs, row) for row in range(batch)], np.float32)
         dynamic = _dynamic_sizes(self.inputs, inputs)
         return {spec.name: _fill(spec, phases, dynamic) for spec in self.outputs}
 
 
 def _phase(inputs: Mapping[str, Array], row: int) -> float:
-    """A number in [0, 1) that hashes all inputs of one row."""
-    state = hashlib.blake2b(digest_size=8)
+    """A number in [0, 1) that hashes all inputs of one row; CRC-32, for it costs the least."""
+    state = 0
     for name in sorted(inputs):
-        state.update(np.ascontiguousarray(inputs[name][row]).tobytes())
-    return int.from_bytes(state.digest(), "little") / 2**64
+        state = crc32(np.ascontiguousarray(inputs[name][row]).data, state)
+    return state / 2**32
 
 
 def _dynamic_sizes(specs: Sequence[TensorSpec], inputs: Mapping[str, Array]) -> list[int]:
@@ -138,15 +141,23 @@ def _dynamic_sizes(specs: Sequence[TensorSpec], inputs: Mapping[str, Array]) -> 
     ]
 
 
-def _fill(spec: TensorSpec, phases: NDArray[np.float64], dynamic: Sequence[int]) -> Array:
+def _fill(spec: TensorSpec, phases: NDArray[np.float32], dynamic: Sequence[int]) -> Array:
     """Floats in [-1, 1), integers in [0, 100): a ramp over the row, shifted by the row's phase.
 
     The k-th dynamic dimension of an output has the size of the k-th dynamic dimension of the inputs, or 1.
     """
     sizes = iter([*dynamic, *[1] * len(spec.shape)])
     shape = tuple(next(sizes) if size == -1 else size for size in spec.shape)
-    ramp = np.arange(np.prod(shape, dtype=np.int64)) * 0.6180339887498949
-    unit = (phases[:, None] + ramp) % 1.0  # [B, N]
-    floating = np.issubdtype(spec.dtype, np.floating)
-    values = unit * 2 - 1 if floating else np.floor(unit * (2 if spec.dtype == np.bool_ else _MAX_INTEGER))
-    return values.astype(spec.dtype).reshape(len(phases), *shape)
+    values = _ramp(prod(shape)) + phases[:, None]  # [B, N]
+    values -= np.floor(values)
+    if np.issubdtype(spec.dtype, np.floating):
+        values *= 2
+        values -= 1
+    else:
+        values = np.floor(values * (2 if spec.dtype == np.bool_ else _MAX_INTEGER))
+    return values.astype(spec.dtype, copy=False).reshape(len(phases), *shape)
+
+
+@lru_cache(maxsize=64)
+def _ramp(size: int) -> NDArray[np.float32]:
+    return (np.arange(size) * 0.6180339887498949 % 1.0).astype(np.float32)

@@ -17,13 +17,15 @@ class TorchOptions:
     """How the `torch` backend computes. What is left empty follows the device, a GPU if there is one.
 
     `device` is torch's name of it. `dtype`: fp32, fp16 or bf16; empty: bf16 on a GPU, fp32 on a CPU. `compile_mode` is
-    torch.compile's; empty: not compiled. `graphs`: batches of fixed sizes, the `buckets`, which a GPU replays as CUDA
+    torch.compile's; empty: not compiled; `compile_blocks` compiles the blocks that repeat instead of the whole, which
+    takes seconds instead of minutes. `graphs`: batches of fixed sizes, the `buckets`, which a GPU replays as CUDA
     graphs; None: on a GPU only. `checkpoints`: the root of the weights; None: the checkout's own.
     """
 
     device: str = ""
     dtype: str = ""
     compile_mode: str = ""
+    compile_blocks: bool = True
     graphs: bool | None = None
     buckets: tuple[int, ...] = (1, 2, 4, 8, 12, 16, 24, 32, 48, 64)
     checkpoints: Path | None = None

@@ -18,6 +18,9 @@ from captory_engine.sessions.options import SessionOptions, TorchOptions
 from captory_engine.sessions.torch_arrays import TorchArrays, face
 from captory_engine.sessions.torch_graphs import FixedBatch, bucket_of
 
+# Of diffusers' UNets and autoencoders: together nearly all of their work.
+REPEATED_BLOCKS = ("BasicTransformerBlock", "ResnetBlock2D")
+MAX_SHAPES = 1024
 DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 
 
@@ -28,6 +31,7 @@ class Settings:
     device: torch.device
     dtype: torch.dtype
     compile_mode: str
+    compile_blocks: bool
     graphs: bool
     buckets: tuple[int, ...]
 
@@ -40,6 +44,7 @@ class Settings:
             device=device,
             dtype=DTYPES[options.dtype or ("bf16" if on_gpu else "fp32")],
             compile_mode=options.compile_mode,
+            compile_blocks=options.compile_blocks,
             graphs=on_gpu if options.graphs is None else options.graphs,
             buckets=tuple(sorted(options.buckets)),
         )
@@ -107,11 +112,11 @@ class TorchSession:
         try:
             with self._lock, torch.no_grad():
                 return self._compute(module, inputs)
-        except torch.OutOfMemoryError as error:
+        except RuntimeError as error:
+            if not _is_out_of_memory(error):
+                raise Unavailable("BACKEND_FAILED", f"{self.name} could not be run.") from error
             torch.cuda.empty_cache()
             raise OutOfMemory("OUT_OF_MEMORY", f"{self.name}: the batch does not fit the device.") from error
-        except RuntimeError as error:
-            raise Unavailable("BACKEND_FAILED", f"{self.name} could not be run.") from error
 
     def _compute(self, module: nn.Module, inputs: dict[str, Tensor]) -> tuple[Tensor, ...]:
         if not self._settings.graphs:
@@ -135,6 +140,11 @@ def describe_backend(settings: Settings, options: SessionOptions) -> str:
     return f"torch {torch.__version__} {device} {dtype}{threads}{' graphs' if settings.graphs else ''}{compiled}"
 
 
+def _is_out_of_memory(error: BaseException | None) -> bool:
+    """A graph's capture that fails for want of memory ends in another error, which has the first as its context."""
+    return error is not None and (isinstance(error, torch.OutOfMemoryError) or _is_out_of_memory(error.__context__))
+
+
 def _prepare(module: nn.Module, settings: Settings) -> nn.Module:
     module = module.eval().requires_grad_(False).to(settings.device, settings.dtype)
     for weights in module.parameters():
@@ -143,7 +153,15 @@ def _prepare(module: nn.Module, settings: Settings) -> nn.Module:
     if settings.device.type == "cuda":
         torch.backends.cudnn.benchmark = True
     if settings.compile_mode:
-        # every bucket is a shape of its own
-        torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, len(settings.buckets) + 1)
-        module.compile(mode=settings.compile_mode, dynamic=False)
+        _compile(module, settings)
     return module
+
+
+def _compile(module: nn.Module, settings: Settings) -> None:
+    blocks = [one for one in module.modules() if type(one).__name__ in REPEATED_BLOCKS]
+    parts = blocks if settings.compile_blocks and blocks else [module]
+    # every bucket is a shape of its own, for every block whose code is the same
+    torch._dynamo.config.recompile_limit = MAX_SHAPES
+    torch._dynamo.config.accumulated_recompile_limit = MAX_SHAPES
+    for part in parts:
+        part.compile(mode=settings.compile_mode, dynamic=False)

@@ -340,26 +340,58 @@ class Item(_message.Message):
 Global___Item: _TypeAlias = Item  # noqa: Y015
 
 @_typing.final
+class ItemBatch(_message.Message):
+    """Several items in one message, taken in their order as if each had come alone."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ITEMS_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def items(self) -> _containers.RepeatedCompositeFieldContainer[Global___Item]: ...
+    def __init__(
+        self,
+        *,
+        items: _abc.Iterable[Global___Item] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["items", b"items"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ItemBatch: _TypeAlias = ItemBatch  # noqa: Y015
+
+@_typing.final
 class SynthesizeRequest(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
     ITEM_FIELD_NUMBER: _builtins.int
     CANCEL_ITEM_ID_FIELD_NUMBER: _builtins.int
+    BATCH_FIELD_NUMBER: _builtins.int
+    WANTS_BATCHES_FIELD_NUMBER: _builtins.int
     cancel_item_id: _builtins.str
     """ends with ItemDone CANCELLED; unknown ids are ignored"""
+    wants_batches: _builtins.bool
+    """said once, it holds for the rest of the stream: answer by SynthesizeResponse.batch"""
     @_builtins.property
     def item(self) -> Global___Item: ...
+    @_builtins.property
+    def batch(self) -> Global___ItemBatch:
+        """small items cost less so; a server that knows it sends batches itself when asked to"""
+
     def __init__(
         self,
         *,
         item: Global___Item | None = ...,
         cancel_item_id: _builtins.str = ...,
+        batch: Global___ItemBatch | None = ...,
+        wants_batches: _builtins.bool = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["cancel_item_id", b"cancel_item_id", "item", b"item", "request", b"request"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["batch", b"batch", "cancel_item_id", b"cancel_item_id", "item", b"item", "request", b"request"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["cancel_item_id", b"cancel_item_id", "item", b"item", "request", b"request"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["batch", b"batch", "cancel_item_id", b"cancel_item_id", "item", b"item", "request", b"request", "wants_batches", b"wants_batches"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    _WhichOneofReturnType_request: _TypeAlias = _typing.Literal["item", "cancel_item_id"]  # noqa: Y015
+    _WhichOneofReturnType_request: _TypeAlias = _typing.Literal["item", "cancel_item_id", "batch"]  # noqa: Y015
     _WhichOneofArgType_request: _TypeAlias = _typing.Literal["request", b"request"]  # noqa: Y015
     def WhichOneof(self, oneof_group: _WhichOneofArgType_request) -> _WhichOneofReturnType_request | None: ...
 
@@ -659,6 +691,7 @@ class SynthesizeResponse(_message.Message):
     IMAGE_FIELD_NUMBER: _builtins.int
     FAILURE_FIELD_NUMBER: _builtins.int
     DONE_FIELD_NUMBER: _builtins.int
+    BATCH_FIELD_NUMBER: _builtins.int
     item_id: _builtins.str
     @_builtins.property
     def caption(self) -> Global___CaptionResult: ...
@@ -670,6 +703,10 @@ class SynthesizeResponse(_message.Message):
     def failure(self) -> Global___ImageFailure: ...
     @_builtins.property
     def done(self) -> Global___ItemDone: ...
+    @_builtins.property
+    def batch(self) -> Global___ResponseBatch:
+        """only to a caller that wants batches; item_id is empty then"""
+
     def __init__(
         self,
         *,
@@ -679,16 +716,39 @@ class SynthesizeResponse(_message.Message):
         image: Global___ImageResult | None = ...,
         failure: Global___ImageFailure | None = ...,
         done: Global___ItemDone | None = ...,
+        batch: Global___ResponseBatch | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["caption", b"caption", "done", b"done", "event", b"event", "failure", b"failure", "image", b"image", "prompt", b"prompt"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["batch", b"batch", "caption", b"caption", "done", b"done", "event", b"event", "failure", b"failure", "image", b"image", "prompt", b"prompt"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["caption", b"caption", "done", b"done", "event", b"event", "failure", b"failure", "image", b"image", "item_id", b"item_id", "prompt", b"prompt"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["batch", b"batch", "caption", b"caption", "done", b"done", "event", b"event", "failure", b"failure", "image", b"image", "item_id", b"item_id", "prompt", b"prompt"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    _WhichOneofReturnType_event: _TypeAlias = _typing.Literal["caption", "prompt", "image", "failure", "done"]  # noqa: Y015
+    _WhichOneofReturnType_event: _TypeAlias = _typing.Literal["caption", "prompt", "image", "failure", "done", "batch"]  # noqa: Y015
     _WhichOneofArgType_event: _TypeAlias = _typing.Literal["event", b"event"]  # noqa: Y015
     def WhichOneof(self, oneof_group: _WhichOneofArgType_event) -> _WhichOneofReturnType_event | None: ...
 
 Global___SynthesizeResponse: _TypeAlias = SynthesizeResponse  # noqa: Y015
+
+@_typing.final
+class ResponseBatch(_message.Message):
+    """What there was to say at one time, in its order; none of the responses is a batch."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    RESPONSES_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def responses(self) -> _containers.RepeatedCompositeFieldContainer[Global___SynthesizeResponse]: ...
+    def __init__(
+        self,
+        *,
+        responses: _abc.Iterable[Global___SynthesizeResponse] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["responses", b"responses"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ResponseBatch: _TypeAlias = ResponseBatch  # noqa: Y015
 
 @_typing.final
 class CaptionRequest(_message.Message):
@@ -1048,6 +1108,7 @@ class StageStats(_message.Message):
     COMPUTED_ROWS_FIELD_NUMBER: _builtins.int
     SECONDS_FIELD_NUMBER: _builtins.int
     BATCH_ROWS_FIELD_NUMBER: _builtins.int
+    MAX_ROWS_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     """"vision", "caption", "write", "text", "denoise" or "vae" """
     batches: _builtins.int
@@ -1056,7 +1117,9 @@ class StageStats(_message.Message):
     computed_rows: _builtins.int
     """rows that were run: useful ones and padding"""
     seconds: _builtins.float
-    """in which its batches ran"""
+    """in which its batches ran, all lanes added up"""
+    max_rows: _builtins.int
+    """of a batch: the stage's cap now"""
     @_builtins.property
     def batch_rows(self) -> _containers.ScalarMap[_builtins.int, _builtins.int]:
         """computed rows of a batch -> how many batches had so many"""
@@ -1070,10 +1133,11 @@ class StageStats(_message.Message):
         computed_rows: _builtins.int = ...,
         seconds: _builtins.float = ...,
         batch_rows: _abc.Mapping[_builtins.int, _builtins.int] | None = ...,
+        max_rows: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["batch_rows", b"batch_rows", "batches", b"batches", "computed_rows", b"computed_rows", "name", b"name", "seconds", b"seconds", "useful_rows", b"useful_rows"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["batch_rows", b"batch_rows", "batches", b"batches", "computed_rows", b"computed_rows", "max_rows", b"max_rows", "name", b"name", "seconds", b"seconds", "useful_rows", b"useful_rows"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -1084,6 +1148,15 @@ class Stats(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
     STAGES_FIELD_NUMBER: _builtins.int
+    LANES_FIELD_NUMBER: _builtins.int
+    UPTIME_SECONDS_FIELD_NUMBER: _builtins.int
+    BUSY_SECONDS_FIELD_NUMBER: _builtins.int
+    lanes: _builtins.int
+    """batches that the device runs at once"""
+    uptime_seconds: _builtins.float
+    """since the device's loop started"""
+    busy_seconds: _builtins.float
+    """in which lanes ran batches, all lanes added up"""
     @_builtins.property
     def stages(self) -> _containers.RepeatedCompositeFieldContainer[Global___StageStats]:
         """in pipeline order"""
@@ -1092,10 +1165,13 @@ class Stats(_message.Message):
         self,
         *,
         stages: _abc.Iterable[Global___StageStats] | None = ...,
+        lanes: _builtins.int = ...,
+        uptime_seconds: _builtins.float = ...,
+        busy_seconds: _builtins.float = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["stages", b"stages"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["busy_seconds", b"busy_seconds", "lanes", b"lanes", "stages", b"stages", "uptime_seconds", b"uptime_seconds"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -1,0 +1,20 @@
+"""Ray Serve with its own batching, as a child process behind its HTTP."""
+
+from __future__ import annotations
+
+from contextlib import AbstractAsyncContextManager
+
+from captory_bench.contenders import Conditions, PerRequest
+from captory_bench.peers.hosting import open_hosted
+
+# Nothing is reported to anybody, and nothing runs that the arm does not need.
+_QUIET = {
+    "RAY_USAGE_STATS_ENABLED": "0",
+    "RAY_SERVE_ENABLE_HA_PROXY": "0",
+    "RAY_enable_metrics_collection": "0",
+}
+
+
+def open_ray(conditions: Conditions) -> AbstractAsyncContextManager[PerRequest]:
+    """Ray Serve with the best of a few settings. Raises `PeerUnavailable`."""
+    return open_hosted("ray", "captory_bench.peers.ray_host", conditions, _QUIET)

@@ -1,0 +1,57 @@
+"""A peer's own settings: the few that a competent user would try, and a short trial that chooses among them."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from dataclasses import replace
+from typing import NamedTuple
+
+from captory_bench.comparison import TRIAL
+from captory_bench.contenders import Contender, PerRequest
+from captory_bench.workload import paintings, photos
+
+TRIAL_ITEMS = 16
+WAIT_S = 0.02  # for a batch to fill: requests that come together are there by then
+
+
+class Setting(NamedTuple):
+    """How many requests make a batch at most, how long it waits for them, and who computes it."""
+
+    batch_size: int
+    wait_s: float
+    num_workers: int
+    threads_a_worker: int
+
+    def __str__(self) -> str:
+        batch = f"batches of up to {self.batch_size} within {1000 * self.wait_s:g} ms"
+        return f"{batch}, {self.num_workers} workers of {self.threads_a_worker} threads"
+
+
+def candidates(num_threads: int) -> list[Setting]:
+    """A worker a thread, with two batch sizes, and one worker with all threads."""
+    shapes = (8, num_threads, 1), (16, num_threads, 1), (16, 1, num_threads)
+    return list(dict.fromkeys(Setting(size, WAIT_S, workers, threads) for size, workers, threads in shapes))
+
+
+Start = Callable[[Setting], AbstractAsyncContextManager[PerRequest]]
+
+
+@asynccontextmanager
+async def best_of(settings: Sequence[Setting], start: Start, steps: int) -> AsyncIterator[PerRequest]:
+    """The peer with that one of the settings which was fastest on a few photographs and prompts of mixed steps."""
+    seconds: dict[Setting, float] = {}
+    for setting in settings:
+        async with start(setting) as contender:
+            seconds[setting] = await _trial_s(contender, steps)
+    best = min(seconds, key=lambda setting: seconds[setting])
+    others = ", ".join(f"{took:.1f} s for {setting}" for setting, took in seconds.items() if setting != best)
+    async with start(best) as contender:
+        await _trial_s(contender, steps)  # warm, as the others are
+        yield replace(contender, settings=f"{best}; its trial took {seconds[best]:.1f} s, against {others}")
+
+
+async def _trial_s(contender: Contender, steps: int) -> float:
+    uniform = await contender.paint_photos(photos(TRIAL_ITEMS, TRIAL), steps)
+    mixed = await contender.paint_all(paintings(TRIAL_ITEMS, TRIAL))
+    return uniform.times.wall_s + mixed.times.wall_s
