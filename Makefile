@@ -2,10 +2,10 @@
 #   make demo   set up .venv (without torch) and run the main job on the shipped sample
 #   make test   set up .venv-dev and run the test suite
 #   make lint   ruff, mypy --strict, pyright
+#   make ci     lint and test, as .ci/run does
 #   make bench  every benchmark at small sizes, and one table of all targets (40 minutes on two cores)
 #   make bench-full   the long sweeps and load runs, and docs/performance.md from their figures
 #   make gpu-bench   what a GPU reaches, inside 8 minutes: benchmarks/captory_bench/gpu
-#   make ci     lint and test, as .ci/run does
 #   make triton-env   set up .venv-triton: Triton on the CPU, for a benchmark and its tests
 PYTHON ?= python3
 VENV := .venv
@@ -45,8 +45,8 @@ bench: $(BENCH)/.ready
 
 bench-full: $(BENCH)/.ready
 	-$(MAKE) triton-env
-	$(BENCH)/bin/captory bench all --full --out benchmarks/results
-	$(BENCH)/bin/captory bench report benchmarks/results
+	$(BENCH)/bin/captory bench all --full --out benchmarks/results; status=$$?; \
+		$(BENCH)/bin/captory bench report benchmarks/results && exit $$status
 
 # On a machine with an NVIDIA GPU and a Python that has torch, NumPy and diffusers; GPU_BENCH=--help says what else.
 gpu-bench:
@@ -86,5 +86,13 @@ $(DEV)/.ready: pyproject.toml
 	$(DEV)/bin/python -m pip install $(PIP_FLAGS) -e '.[lint]'
 	@touch $@
 
+# The peers of the benchmarks beside Captory; torch first here too.
+$(BENCH)/.ready: pyproject.toml
+	$(PYTHON) -m venv $(BENCH)
+	$(BENCH)/bin/python -m pip install $(PIP_FLAGS) --upgrade pip
+	$(BENCH)/bin/python -m pip install $(PIP_FLAGS) $(if $(TORCH_INDEX),--index-url $(TORCH_INDEX)) $(TORCH)
+	$(BENCH)/bin/python -m pip install $(PIP_FLAGS) -e '.[bench]'
+	@touch $@
+
 clean:
-	rm -rf $(VENV) $(DEV) $(TRITON) demo-out build dist
+	rm -rf $(VENV) $(DEV) $(BENCH) $(TRITON) demo-out build dist

@@ -33,10 +33,10 @@ class Definition(NamedTuple):
     transport: str
 
 
-def define(way: Way, steps: int) -> dict[str, Definition]:
-    """Every arm's definition for this family and the best way to run fixed batches."""
+def define(way: Way, single: Way, steps: int) -> dict[str, Definition]:
+    """Every arm's definition for this family and the ways to run fixed batches and images one by one."""
     default = f"{way.crew.graphs.painter.defaults.guidance_scale:g}"
-    texts = _batches(way)
+    texts = _batches(way, single)
     work = dict.fromkeys(UNIFORM, (str(steps), default))
     work |= dict.fromkeys(MIXED, (", ".join(map(str, MIXED_STEPS)), default))
     work |= dict.fromkeys(
@@ -45,7 +45,7 @@ def define(way: Way, steps: int) -> dict[str, Definition]:
     return {name: Definition(_stages(name), *work[name], texts[name], _transport(name)) for name in ARMS}
 
 
-def _batches(way: Way) -> dict[str, str]:
+def _batches(way: Way, single: Way) -> dict[str, str]:
     size, crew = f"{way.batch_size} images", str(way.crew)
     step_level = "step-level: the server's scheduler"
     waits = f"{size}, {crew}; every image computed until the longest ends"
@@ -59,7 +59,7 @@ def _batches(way: Way) -> dict[str, str]:
         REQUEST_GROUPED: equal,
         FIXED_GUIDANCE: f"{waits}; where one is guided, both rows for all, as StableDiffusionPipeline does",
         GROUPED_GUIDANCE: f"{equal}, and equally guided or not",
-        SINGLE_GUIDANCE: f"1 image, {crew}: no batching",
+        SINGLE_GUIDANCE: f"1 image, {single.crew}: no batching",
     }
 
 

@@ -4,27 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
 from statistics import median
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
-Figures = dict[str, Any]
+from captory_bench import blocks_floor
+from captory_bench.markdown import Figures, machine_words, markdown_table
+
 COUNTS = ("sent", "refused", "late", "failed")  # of calls under load
-
-
-def markdown_table(header: Iterable[str], rows: Iterable[Iterable[object]]) -> str:
-    """A table; the first column is text, the others are figures."""
-    names = list(header)
-    lines = [names, ["---", *["---:"] * (len(names) - 1)], *[[str(cell) for cell in row] for row in rows]]
-    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
-
-
-def machine_words(machine: Figures) -> str:
-    """On what a table's figures were measured."""
-    versions = ", ".join(f"{name} {number}" for name, number in machine["versions"].items())
-    load = ", ".join(f"{load:g}" for load in machine["load_average"])
-    return (
-        f"*{machine['cpu']}, {machine['cpus']} CPUs, {machine['memory_gib']} GiB, {machine['system']}, "
-        f"Python {machine['python']}, {versions}; load average at the end {load}.*"
-    )
 
 
 def _targets(figures: Mapping[str, Figures]) -> str:
@@ -46,6 +31,7 @@ def _targets(figures: Mapping[str, Figures]) -> str:
 
 
 def _serve(figures: Mapping[str, Figures]) -> str:
+    """What the arms are, what they reach, and the tail."""
     serve = figures["serve"]
     arms = [
         (
@@ -83,6 +69,7 @@ def _tail(serve: Figures) -> str:
 
 
 def _sharing(figures: Mapping[str, Figures]) -> str:
+    """Classes of work, by round."""
     sharing = figures["sharing"]
     keys = ("solo_p50_s", "solo_p95_s", "shared_p50_s", "shared_p95_s", "bulk_alone_per_s", "bulk_shared_per_s")
     rows = [
@@ -100,19 +87,8 @@ def _sharing(figures: Mapping[str, Figures]) -> str:
     return "\n\n".join([markdown_table(header, rows), words, machine_words(sharing["machine"])])
 
 
-def _stages(figures: Mapping[str, Figures]) -> str:
-    """Each stage during bulk jobs against its graph alone, in the best batch."""
-    curves = figures["profile"]["curves"]
-    rows = []
-    for name, stage in figures["sharing"]["stages"].items():
-        floor = min(curves[name]["ms_per_row"].values()) if name in curves else float("nan")
-        served = stage["ms_per_row"]
-        over = f"{served / floor:.2f}" if served else ""
-        rows.append((name, f"{stage['share']:.1%}", f"{stage['mean_rows']:.1f}", f"{served:.2f}", f"{floor:.2f}", over))
-    return markdown_table(("stage", "busy time", "rows a batch", "ms a row", "graph alone", "over it"), rows)
-
-
 def _guidance(figures: Mapping[str, Figures]) -> str:
+    """Speed and quality of each interval."""
     guidance = figures["guidance"]
     attributes = list(guidance["intervals"][guidance["constant"]]["quality"])
     rows = [
@@ -139,13 +115,13 @@ def _share(share: Figures) -> str:
 
 
 def _load(figures: Mapping[str, Figures]) -> str:
+    """Both scenarios, then goodput."""
     load = figures["load"]
-    server, offline = load["server"], load["offline"]
+    offline = load["offline"]
     words = (
         f"{load['loadgen']}; {load['steps']} steps; runs of {load['seconds']:g} s. Offline: "
-        f"**{offline['samples_per_s']:.2f} images/s** (LoadGen says {offline['loadgen_says'] or 'nothing'}). Server: "
-        f"**{server['rate_per_s']:.2f} a second** with p99 {server['p99_s']:.2f} s, bound {load['bound_s']:g} s "
-        f"(LoadGen says {server['loadgen_says'] or 'nothing'}). Goodput: the server holds at most {load['max_items']}."
+        f"**{offline['samples_per_s']:.2f} images/s** (LoadGen says {offline['loadgen_says'] or 'nothing'}). "
+        + _server(load)
     )
     rows = [
         (f"{multiple} x", f"{_middle(rounds, 'goodput_per_s'):.2f}", *(f"{_middle(rounds, key):g}" for key in COUNTS))
@@ -155,11 +131,22 @@ def _load(figures: Mapping[str, Figures]) -> str:
     return "\n\n".join([words, table, machine_words(load["machine"])])
 
 
+def _server(load: Figures) -> str:
+    server = load["server"]
+    if not server:
+        return f"Server: no rate that was tried holds p99 within {load['bound_s']:g} s."
+    return (
+        f"Server: **{server['rate_per_s']:.2f} a second**, p99 {server['p99_s']:.2f} s, bound {load['bound_s']:g} s "
+        f"(LoadGen says {server['loadgen_says'] or 'nothing'}). Goodput: the server holds at most {load['max_items']}."
+    )
+
+
 def _middle(rounds: Iterable[Figures], key: str) -> float:
     return float(median(one[key] for one in rounds))
 
 
 def _growth(figures: Mapping[str, Figures]) -> str:
+    """A table for each sweep."""
     growth = figures["growth"]
     tables = [
         markdown_table(
@@ -174,26 +161,20 @@ def _growth(figures: Mapping[str, Figures]) -> str:
     return "\n\n".join([*tables, machine_words(growth["machine"])])
 
 
-def _profile(figures: Mapping[str, Figures]) -> str:
-    curves = figures["profile"]["curves"]
-    sizes = sorted({int(rows) for curve in curves.values() for rows in curve["ms_per_row"]})
-    rows = [(name, *(_ms(curve["ms_per_row"], size) for size in sizes)) for name, curve in curves.items()]
-    table = markdown_table(("ms a row, by rows a batch", *map(str, sizes)), rows)
-    return "\n\n".join([table, machine_words(figures["profile"]["machine"])])
-
-
-def _ms(curve: Mapping[str, float], rows: int) -> str:
-    return f"{curve[str(rows)]:.2f}" if str(rows) in curve else ""
-
-
-def _own_targets(name: str) -> Block:
-    """A benchmark of which the page shows the targets; its JSON and its tables hold the rest."""
-
-    def write(figures: Mapping[str, Figures]) -> str:
-        files = f"More: [`bench-{name}.txt`](../benchmarks/results/bench-{name}.txt)."
-        return "\n\n".join([_targets({name: figures[name]}), files, machine_words(figures[name]["machine"])])
-
-    return Block(write, (name,))
+def _peers(figures: Mapping[str, Figures]) -> str:
+    """Captory's images a second over each peer's, by work; who is missing, and how each was run."""
+    peers = figures["peers"]
+    rows = [
+        (f"{name}, {work}", f"{one['ratio']:.2f}", f"{one['spread'][0]:.2f} – {one['spread'][1]:.2f}")
+        for name, works in peers["peers"].items()
+        for work, one in works.items()
+    ]
+    table = markdown_table(("Captory over", "ratio", "spread"), rows)
+    words = [f"- **{name}**: {settings}." for name, settings in peers["settings"].items()]
+    missing = [f"- **{name}** was not measured: {why}." for name, why in peers["not_measured"].items()]
+    lists = "\n".join([*words, *missing])
+    versions = ", ".join(f"{name} {number}" for name, number in peers["versions"].items())
+    return "\n\n".join([table, lists, f"*{versions}.*", machine_words(peers["machine"])])
 
 
 class Block(NamedTuple):
@@ -207,12 +188,12 @@ BLOCKS = {
     "targets": Block(_targets),
     "serve": Block(_serve, ("serve",)),
     "sharing": Block(_sharing, ("sharing",)),
-    "stages": Block(_stages, ("sharing", "profile")),
+    "stages": Block(blocks_floor.stages, ("sharing", "profile")),
     "guidance": Block(_guidance, ("guidance",)),
     "load": Block(_load, ("load",)),
     "growth": Block(_growth, ("growth",)),
-    "profile": Block(_profile, ("profile",)),
-    "peers": _own_targets("peers"),
-    "orchestrator": _own_targets("orchestrator"),
-    "kernels": _own_targets("kernels"),
+    "profile": Block(blocks_floor.profile, ("profile",)),
+    "peers": Block(_peers, ("peers",)),
+    "orchestrator": Block(blocks_floor.orchestrator, ("orchestrator",)),
+    "kernels": Block(blocks_floor.kernels, ("kernels",)),
 }

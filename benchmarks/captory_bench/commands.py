@@ -119,7 +119,7 @@ def load(
 ) -> None:
     """Run MLPerf's offline and server scenarios, and offer more than can be done.
 
-    With mlcommons-loadgen where it is installed. Exit 1 when no rate holds the bound or an image is wrong.
+    With mlcommons-loadgen where it is installed. Exit 1 when an image is wrong.
     """
     import asyncio
 
@@ -180,11 +180,11 @@ def orchestrator(
     """
     import asyncio
 
-    from captory_bench.orchestrator import GROWTH, GROWTH_FULL, Settings, measure
+    from captory_bench.orchestrator import GROWTH_FULL, Settings, measure
     from captory_bench.orchestrator_report import orchestrator_tables, summarise
 
     with _told():
-        growth = GROWTH_FULL if full else tuple(num for num in GROWTH if num <= 4 * items)
+        growth = GROWTH_FULL if full else (items // 4, items, 4 * items)
         settings = Settings(_root(repository), backend, items, rounds, growth, photos, num_threads=threads)
         figures = summarise(asyncio.run(measure(settings, _say)))
     _finish(figures, orchestrator_tables, threads, out, as_json=as_json)
@@ -267,6 +267,31 @@ def report_(
         typer.echo(f"captory bench report: {error}", err=True)
         raise typer.Exit(1) from None
     _say(f"tables: {', '.join(blocks)}; plots: {', '.join(plots)}")
+
+
+@bench.command()
+def kernels(
+    rows: Annotated[int, typer.Option(min=1, help="Rows a batch.")] = 16,
+    rounds: Annotated[int, typer.Option(min=1, help="Rounds; figures are their medians.")] = 5,
+    scenes: Annotated[int, typer.Option(min=0, help="Scenes to caption in int8 and fp32; 0: no int8.")] = 512,
+    repository: Repository = None,
+    family: FamilyName = "",
+    out: Out = None,
+    as_json: AsJson = False,
+) -> None:
+    """Measure each graph's GFLOP/s against the machine's matrix multiplication, and int8 against fp32.
+
+    Exit 1 when a graph's outputs are not those of the same graph without ONNX Runtime's optimisations.
+    """
+    from captory_bench.kernels import Settings, measure
+    from captory_bench.kernels_int8 import compare
+    from captory_bench.kernels_report import kernel_tables
+
+    with _told():
+        figures = measure(Settings(_root(repository), family, rows, rounds), _say)
+        sizes = {"num_scenes": scenes, "num_rows": rows, "num_rounds": rounds}
+        figures["int8"] = compare(_root(repository), family, **sizes) if scenes else {"missing": "no scenes asked for"}
+    _finish(figures, kernel_tables, 1, out, as_json=as_json)
 
 
 @bench.command()

@@ -56,6 +56,7 @@ class Measured:
     """Everything that came out: a dict of outcomes a round, and the open-loop outcomes of both contenders."""
 
     way: Way  # of fixed batches
+    single: Way  # of images one by one
     steps: int
     rounds: list[dict[str, Outcome]] = field(default_factory=list)
     arrivals_per_s: float = 0.0
@@ -68,7 +69,8 @@ async def measure(settings: Settings, say: Say) -> Measured:
     crews = open_crews(settings.repository, settings.family, settings.backend, settings.num_threads)
     graphs = crews[0].graphs
     trial = bare_loop.prepare(graphs, photos(settings.num_images, TRIAL))
-    measured = Measured(bare_loop.best_way(crews, trial), settings.steps or graphs.painter.defaults.steps)
+    best, single = bare_loop.best_way(crews, trial), Way(max(crews, key=lambda crew: crew.num_workers), 1)
+    measured = Measured(best, single, settings.steps or graphs.painter.defaults.steps)
     say(f"best fixed batch: {measured.way.batch_size} images, {measured.way.crew}")
     options = server_options(settings.repository, settings.family, settings.backend, settings.num_threads)
     async with serving(options) as served:
@@ -102,7 +104,7 @@ def _arms(settings: Settings, measured: Measured, served: Served, scenes: int) -
     way, steps, num = measured.way, measured.steps, settings.num_images
     items, jobs, guidance = photos(num, scenes), paintings(num, scenes), paintings(num, scenes, mixed_guidance=True)
     ready = bare_loop.prepare(way.crew.graphs, items)
-    single, fixed, grouped = way._replace(batch_size=1), request_level.run_fixed, request_level.run_grouped
+    fixed, grouped = request_level.run_fixed, request_level.run_grouped
     return {
         BARE_LOOP: lambda: asyncio.to_thread(bare_loop.run, way, ready, steps),
         SERVED_UNIFORM: lambda: served.photos(items, steps),
@@ -113,7 +115,7 @@ def _arms(settings: Settings, measured: Measured, served: Served, scenes: int) -
         SERVED_GUIDANCE: lambda: served.paintings(guidance),
         FIXED_GUIDANCE: lambda: asyncio.to_thread(fixed, way, guidance),
         GROUPED_GUIDANCE: lambda: asyncio.to_thread(grouped, way, guidance),
-        SINGLE_GUIDANCE: lambda: asyncio.to_thread(fixed, single, guidance),
+        SINGLE_GUIDANCE: lambda: asyncio.to_thread(fixed, measured.single, guidance),
     }
 
 

@@ -25,7 +25,7 @@ OWN_CLIENT = f"{PACKAGE} is not installed: the own open-loop client stood in for
 def summarise(settings: Settings, measured: Measured) -> dict[str, Any]:
     """The figures as plain values."""
     failed = sum(load.num_failed for each in measured.goodput for load in each.values())
-    checks = check_record(measured.agreement, complete=measured.server is not None and failed == 0)
+    checks = check_record(measured.agreement, complete=failed == 0)
     return {
         "loadgen": f"{PACKAGE} {package_version(PACKAGE)}" if measured.with_loadgen else OWN_CLIENT,
         "offline": _verdict(measured.offline[-1]),
@@ -46,12 +46,15 @@ def summarise(settings: Settings, measured: Measured) -> dict[str, Any]:
 
 
 def _goals(settings: Settings, measured: Measured) -> list[Target]:
-    """Goodput over the peak, which is the highest rate that holds the bound, and how soon a refusal is told."""
-    if not measured.server:
-        return []
-    peak = measured.server.rate_per_s
+    """Goodput over the peak, which is the highest rate that holds the bound, and how soon a refusal is told.
+
+    Goodput is 0 where no rate holds it.
+    """
+    peak = measured.server.rate_per_s if measured.server else 0.0
     shares = {m: [each[m].goodput_per_s(settings.bound_s) / peak for each in measured.goodput] for m in MULTIPLES}
-    goals = [at_least(f"goodput_over_peak_at_{multiple}x", shares[multiple], MIN_GOODPUT) for multiple in MULTIPLES]
+    goals = [
+        at_least(f"goodput_over_peak_at_{multiple}x", shares[multiple] or [0.0], MIN_GOODPUT) for multiple in MULTIPLES
+    ]
     refusals = [_refusal_ms(each) for each in measured.goodput]
     told = [value for value in refusals if value is not None]
     return [*goals, at_most("refusal_p99_ms", told, MAX_REFUSAL_MS, "ms")] if told else goals

@@ -32,8 +32,7 @@ SMALL_PX, LARGE_PX = 16, 64
 WARM_UP_ITEMS = 2048  # more than the caches of texts hold
 WARM_UP_PHOTOS = 4
 WARM_UP_SCENES, SCENES = 400, 401
-GROWTH = (1000, 4000, 16_000)  # items a stream
-GROWTH_FULL = (1000, 10_000, 100_000)
+GROWTH_FULL = (1000, 10_000, 100_000)  # items a stream
 RSS_SAMPLES = 50
 LARGE, JOB = f"images, {LARGE_PX} px", "uniform job"  # accounts, besides those of arms
 
@@ -65,9 +64,9 @@ class Settings:
     backend: str = "onnx"
     num_items: int = 4000
     num_rounds: int = 3
-    growth: Sequence[int] = GROWTH
+    growth: Sequence[int] = GROWTH_FULL
     num_photos: int = 32
-    steps: int = 0
+    steps: int = 0  # of the uniform job; 0: the family's default
     num_threads: int = 0
 
 

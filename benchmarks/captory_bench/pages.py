@@ -11,7 +11,8 @@ import re
 from collections.abc import Mapping
 from pathlib import Path
 
-from captory_bench.blocks import BLOCKS, Figures
+from captory_bench.blocks import BLOCKS
+from captory_bench.markdown import Figures
 
 
 def read_figures(folder: Path) -> dict[str, Figures]:

@@ -7,7 +7,7 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-from captory_bench.blocks import Figures
+from captory_bench.markdown import Figures
 
 WIDTH_IN, HEIGHT_IN, DPI = 6.4, 3.2, 80
 
@@ -59,7 +59,7 @@ def _guidance(figure: Any, figures: Figures) -> None:
 
 def _load(figure: Any, figures: Figures) -> None:
     """Goodput against what is offered, both over the peak."""
-    axes, peak = figure.subplots(), figures["server"]["rate_per_s"]
+    axes, peak = figure.subplots(), figures["server"]["rate_per_s"] if figures["server"] else 1.0
     multiples = [int(multiple) for multiple in figures["goodput"]]
     shares = [median(one["goodput_per_s"] for one in rounds) / peak for rounds in figures["goodput"].values()]
     axes.plot(multiples, shares, "o-")

@@ -105,7 +105,7 @@ def _speed(measured: Measured, name: str) -> float:
 def _arm(measured: Measured, name: str) -> dict[str, Any]:
     counts = total(outcomes[name].denoiser for outcomes in measured.rounds)
     return {
-        **define(measured.way, measured.steps)[name]._asdict(),
+        **define(measured.way, measured.single, measured.steps)[name]._asdict(),
         "images_per_s": _speed(measured, name),
         "images_per_s_by_round": [outcomes[name].images_per_s for outcomes in measured.rounds],
         "cpu_s_per_image": median(one[name].times.cpu_s / len(one[name].images) for one in measured.rounds),

@@ -35,14 +35,14 @@ class Part(NamedTuple):
 
 # What batch sizes pay is measured first: the servers of the others use it.
 PARTS = (
-    Part("profile", 120),
-    Part("serve", 480, ("--images", "96", "--steps", "8"), ("--images", "256", "--rounds", "5")),
-    Part("sharing", 330, (), ("--images", "512", "--interactive", "60", "--rounds", "5")),
-    Part("guidance", 180, (), ("--full",)),
-    Part("load", 240, ("--steps", "8"), ("--full",)),
-    Part("growth", 150, (), ("--full",)),
-    Part("peers", 600),
-    Part("orchestrator", 150),
+    Part("profile", 90),
+    Part("serve", 420, ("--images", "96", "--steps", "8"), ("--images", "256", "--rounds", "5")),
+    Part("sharing", 360, (), ("--images", "512", "--interactive", "60", "--rounds", "5")),
+    Part("guidance", 150, (), ("--full",)),
+    Part("load", 300, ("--steps", "8"), ("--full",)),
+    Part("growth", 160, (), ("--full",)),
+    Part("peers", 640, (), ("--full",)),
+    Part("orchestrator", 150, (), ("--full",)),
     Part("kernels", 120),
 )
 

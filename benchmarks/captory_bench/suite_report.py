@@ -42,4 +42,4 @@ def summary_tables(figures: dict[str, Any]) -> Group:
     parts.add_column("seconds", justify="right")
     for name, part in figures["parts"].items():
         parts.add_row(name, part["words"], f"{part['seconds']:.0f}")
-    return Group(targets_table(figures["targets"]), parts)
+    return Group(targets_table(figures["targets"]), parts) if figures["targets"] else Group(parts)

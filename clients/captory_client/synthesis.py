@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
-from collections.abc import AsyncGenerator, AsyncIterable, AsyncIterator, Awaitable, Callable, Iterable
+from collections.abc import AsyncGenerator, AsyncIterable, AsyncIterator, Awaitable, Callable, Iterable, Sequence
 from contextlib import aclosing
 from typing import Any, NamedTuple
 
@@ -204,9 +204,13 @@ def _mark(response: pb.SynthesizeResponse) -> tuple[object, ...]:
 
 
 async def _iterate(items: Items) -> AsyncGenerator[pb.Item, None]:
-    """Any iterable as an asynchronous one; one that blocks does so in a thread."""
+    """Any iterable as an asynchronous one; one that may block, as no sequence does, does so in a thread."""
     if isinstance(items, AsyncIterable):
         async for item in items:
+            yield item
+        return
+    if isinstance(items, Sequence):
+        for item in items:
             yield item
         return
     iterator, end = iter(items), object()

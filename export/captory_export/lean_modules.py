@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -17,14 +17,15 @@ def lean(module: nn.Module) -> nn.Module:
     from diffusers.models.embeddings import TextTimeEmbedding
     from transformers import PreTrainedModel
 
-    result = copy.deepcopy(module)
+    result, processor = copy.deepcopy(module), cast(Any, BareAttention())
+    part: Any
     for part in result.modules():
         if isinstance(part, PreTrainedModel):
             part.set_attn_implementation("eager")
         elif isinstance(part, TextTimeEmbedding):
             part.add_module("pool", LeanPooling(part.pool))
         elif isinstance(part, Attention) and _is_bare(part):
-            part.set_processor(BareAttention())  # type: ignore[arg-type]  # it names its own classes only
+            part.set_processor(processor)
     return result
 
 

@@ -72,7 +72,7 @@ def measured(graphs: Graphs) -> Measured:
         }
         for own in jobs
     ]
-    return Measured(Way(Crew(graphs), 4), 20, rounds, 3.5, open_loop, jobs)
+    return Measured(Way(Crew(graphs), 4), Way(Crew(graphs, 2), 1), 20, rounds, 3.5, open_loop, jobs)
 
 
 def test_the_keys_that_others_rely_on_come_first(measured: Measured) -> None:

@@ -10,8 +10,9 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
-from captory_bench.blocks import BLOCKS, markdown_table
+from captory_bench.blocks import BLOCKS
 from captory_bench.commands import bench
+from captory_bench.markdown import markdown_table
 from captory_bench.pages import read_figures, rewrite, right_ones
 from captory_bench.plots import PLOTS, draw_all
 from captory_bench.suite import PARTS, Part, run_all, run_child
@@ -31,6 +32,9 @@ MACHINE = {
     "versions": {"numpy": "2"},
     "load_average": [0.5, 0.5, 0.5],
 }
+ITEMS = {"items_per_s": 1600.0, "spread": [1500.0, 1700.0]}
+ITEMS |= {"first_result_ms": 9.0, "server_cpu_us": 500.0, "caller_cpu_us": 300.0}
+INT8 = {"how": "static", "time_over_fp32": 0.9, "same_texts": 0.95, "right": {"int8": 0.99, "fp32": 1.0}}
 
 
 def fake_run(command: Sequence[str], table: Path, limit_s: float | None) -> int | None:
@@ -140,9 +144,23 @@ def figures() -> dict[str, dict]:
         | {"bound_s": 1.0, "max_items": 9, "goodput": {"1": [offered], "2": [offered]}},
         "growth": {key: {"1": point, "2": point} for key in ("images", "steps", "clients")},
         "profile": {"curves": {"denoise": curve}},
-        "peers": {},
-        "orchestrator": {},
-        "kernels": {},
+        "peers": {
+            "peers": {"triton": {"mixed": {"ratio": 1.5, "spread": [1.4, 1.6]}}},
+            "settings": {"captory": "as served", "triton": "dynamic batching"},
+            "not_measured": {"ray": "not installed"},
+            "versions": {"torch": "2"},
+        },
+        "orchestrator": {
+            "arms": {"images": ITEMS},
+            "cost_by_items": {"1000": 300.0, "4000": 301.0},
+            "rss_slope_bytes_per_item": 0.5,
+        },
+        "kernels": {
+            "rows": 16,
+            "matmul_peak_gflops": {"one_thread": 90.0, "all_cpus": 150.0, "cpus": 2},
+            "graphs": {"denoise": {"lanes": {"1": {"ms_per_row": 3.0, "gflops": 40.0, "share_of_peak": 0.4}}}},
+            "int8": {"num_scenes": 512, "graphs": {"vision": INT8}},
+        },
     }
     return {name: one | {"machine": MACHINE, "targets": TARGETS, "checks": {"ok": True}} for name, one in found.items()}
 

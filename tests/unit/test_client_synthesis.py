@@ -12,7 +12,7 @@ from grpc.aio import Metadata
 
 from captory_client.backoff import Backoff
 from captory_client.errors import ClientError, ServerLost
-from captory_client.synthesis import Synthesis, Window
+from captory_client.synthesis import MAX_BATCH_BYTES, Synthesis, Window
 from captory_proto.v1 import captory_pb2 as pb
 
 
@@ -21,6 +21,7 @@ class Call:
 
     def __init__(self, break_after: int | None = None, code: StatusCode = StatusCode.UNAVAILABLE) -> None:
         self.sent: list[str] = []
+        self.requests: list[int] = []  # items of each batch, 0 for an item alone
         self._left = break_after
         self._code = code
         self._responses: asyncio.Queue[pb.SynthesizeResponse | None] = asyncio.Queue()
@@ -28,6 +29,7 @@ class Call:
     async def write(self, request: pb.SynthesizeRequest) -> None:
         name = request.item.id
         self.sent.append(name)
+        self.requests.append(len(request.batch.items))
         for index in range(2):
             made = pb.Provenance(sample_index=index)
             self._responses.put_nowait(pb.SynthesizeResponse(item_id=name, image=pb.ImageResult(provenance=made)))
@@ -45,6 +47,22 @@ class Call:
                 raise aio.AioRpcError(self._code, Metadata(), Metadata(), "broken")
             self._left = None if self._left is None else self._left - 1
             yield response
+
+
+class BatchCall(Call):
+    """Knows batches, and says so to whom wants them: the responses to one request come in one message."""
+
+    async def write(self, request: pb.SynthesizeRequest) -> None:
+        assert request.wants_batches
+        answer = pb.SynthesizeResponse()
+        for item in request.batch.items or [request.item]:
+            self.sent.append(item.id)
+            for index in range(2):
+                made = pb.Provenance(sample_index=index)
+                answer.batch.responses.add(item_id=item.id, image=pb.ImageResult(provenance=made))
+            answer.batch.responses.add(item_id=item.id, done=pb.ItemDone(num_images=2))
+        self.requests.append(len(request.batch.items))
+        self._responses.put_nowait(answer)
 
 
 class Line:
@@ -169,3 +187,37 @@ async def test_an_error_of_the_source_comes_after_the_results_before_it(
 
 async def test_no_items_need_no_connection_to_end() -> None:
     assert await told(Line().synthesis(), []) == []
+
+
+async def at_once(some: list[pb.Item]) -> AsyncIterator[pb.Item]:
+    for item in some:
+        yield item
+
+
+async def test_batches_go_to_a_server_that_has_shown_that_it_knows_them() -> None:
+    line = Line(BatchCall())
+    results = await told(line.synthesis(max_in_flight=16), at_once(items(200)))
+    assert len(results) == len(set(results)) == 600
+    assert sorted(line.opened[0].sent) == sorted(item.id for item in items(200))
+    assert line.opened[0].requests[0] == 0  # nothing is known yet
+    assert max(line.opened[0].requests) > 1
+    plain = Line(Call())
+    await told(plain.synthesis(max_in_flight=16), at_once(items(50)))
+    assert set(plain.opened[0].requests) == {0}
+
+
+async def test_what_is_not_small_goes_alone() -> None:
+    line = Line(BatchCall())
+    large = [pb.Item(id=f"i{k}", image=bytes(MAX_BATCH_BYTES)) for k in range(20)]
+    assert len(await told(line.synthesis(max_bytes=1 << 30), at_once(large))) == 60
+    assert set(line.opened[0].requests) == {0}
+
+
+@pytest.mark.parametrize("break_after", range(4))
+async def test_batches_that_break_come_once_all_the_same(break_after: int) -> None:
+    line = Line(BatchCall(break_after), BatchCall(break_after), Call())
+    results = await told(line.synthesis(), at_once(items(9)))
+    assert len(results) == len(set(results)) == 27
+    for call in line.opened:  # a new connection may lead to another server
+        assert call.requests[0] == 0
+        assert isinstance(call, BatchCall) or set(call.requests) == {0}

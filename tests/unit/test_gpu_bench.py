@@ -6,6 +6,7 @@ import ast
 import json
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -21,6 +22,7 @@ pytest.importorskip("diffusers")
 from captory_bench.gpu import painting, picto  # noqa: E402
 from captory_bench.gpu.__main__ import main  # noqa: E402
 from captory_bench.gpu.clock import Budget  # noqa: E402
+from captory_bench.gpu.fp8 import Fp8Linear  # noqa: E402
 from captory_bench.gpu.models import FULL, TINY_SD15, Model, count_flops  # noqa: E402
 from captory_bench.gpu.report import NO_GPU, to_text  # noqa: E402
 from captory_bench.gpu.setup import TINY_SCALE, Setup  # noqa: E402
@@ -96,7 +98,7 @@ def test_each_painter_is_measured_beside_the_eager_loop(ran: Ran, name: str) -> 
     painted = ran.record["models"][name]
     batches = {str(batch) for batch in TINY_SCALE.batches}
     assert painted["eager"].keys() == painted["engine"].keys() == batches
-    assert all(entry["ok"] and entry["difference"] < 0.01 for entry in painted["variants"])
+    assert all(entry["ok"] and entry["difference"] < 0.05 for entry in painted["variants"])
     assert {PLAIN.name, GRAPHS.name} <= {entry["name"] for entry in painted["variants"]}
     assert painted["full_image"]["ok"]
     assert painted["skipped"] == []
@@ -108,7 +110,7 @@ def test_each_painter_is_measured_beside_the_eager_loop(ran: Ran, name: str) -> 
 
 def test_the_ways_to_batch_paint_the_same_images(ran: Ran) -> None:
     mixed = ran.record["mixed"]
-    assert mixed["checks"]["difference"] < 0.02
+    assert mixed["checks"]["difference"] < 0.05
     assert mixed["arms"]["step_level"]["row_efficiency"] > mixed["arms"]["request_level"]["row_efficiency"]
     assert len(mixed["step_over"]["request_level"]) == TINY_SCALE.rounds
 
@@ -161,6 +163,20 @@ def test_a_wrong_result_gives_no_figures(monkeypatch: pytest.MonkeyPatch) -> Non
     assert not measured.record["variants"][0]["ok"]
     assert measured.record["engine"] == {}
     assert "variant" not in measured.record
+
+
+def test_eight_bit_layers_are_near_and_never_chosen() -> None:
+    torch.manual_seed(0)
+    linear = torch.nn.Linear(64, 48).bfloat16()
+    states = torch.randn(3, 11, 64).bfloat16()
+    found, expected = Fp8Linear(linear).to(torch.bfloat16)(states), linear(states)
+    assert found.shape == expected.shape
+    assert 0 < (found - expected).abs().mean() / expected.abs().mean() < 0.06
+    bf16 = replace(setup(), dtype="bf16")
+    variant = replace(PLAIN, name="fp8", fp8=True)
+    measured = painting.Painting(bf16, TINY_SD15)
+    assert measured.run((variant,)) is None
+    assert measured.record["variants"][0]["step_s"] > 0
 
 
 def test_a_variant_that_cannot_run_is_a_line_of_the_record(monkeypatch: pytest.MonkeyPatch) -> None:

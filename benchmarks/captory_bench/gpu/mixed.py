@@ -54,7 +54,7 @@ def compare(setup: Setup, model: Model, variant: Variant) -> dict[str, Any]:
             if not rounds or setup.budget.allows(1.5 * sum(arm.seconds for arm in rounds[0].values())):
                 rounds.append({name: way() for name, way in ways.items()})
         session.close()
-    return _record(setup, model, rounds)
+    return _record(setup, model, variant, rounds)
 
 
 def step_level(setup: Setup, session: TorchSession, tasks: Sequence[DenoiseTask]) -> Arm:
@@ -148,7 +148,7 @@ def _warm_up(session: TorchSession, model: Model, buckets: Sequence[int]) -> Non
         session.run({name: session.arrays.zeros(shape, np.float32) for name, shape in shapes.items()})
 
 
-def _record(setup: Setup, model: Model, rounds: list[dict[str, Arm]]) -> dict[str, Any]:
+def _record(setup: Setup, model: Model, variant: Variant, rounds: list[dict[str, Arm]]) -> dict[str, Any]:
     tasks = _images(setup, model)
     useful = sum(one.plan.num_steps * (2 if one.guidance_scale > 1.0 else 1) for one in tasks)
     ratios = {
@@ -159,6 +159,7 @@ def _record(setup: Setup, model: Model, rounds: list[dict[str, Arm]]) -> dict[st
     difference = max(_difference(arms[name], arms["step_level"]) for arms in rounds for name in ratios)
     return {
         "model": model.name,
+        "variant": variant.name,
         "images": len(tasks),
         "steps": list(setup.scale.mixed_steps),
         "max_rows": setup.scale.mixed_rows,

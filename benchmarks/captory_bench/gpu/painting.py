@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gc
 import time
 from statistics import median
 from typing import Any
@@ -10,7 +9,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from captory_bench.gpu.clock import seconds_of, wait_for
+from captory_bench.gpu.clock import release, seconds_of, wait_for
 from captory_bench.gpu.eager import EagerLoop
 from captory_bench.gpu.jobs import paint, task
 from captory_bench.gpu.models import Model, build_unet, build_vae, count_flops, open_unet, open_vae
@@ -98,7 +97,7 @@ class Painting:
                 continue
             entry = self._try(variant)
             self.record["variants"].append(entry)
-            if entry.get("ok"):
+            if entry["ok"] and not variant.fp8:
                 times[variant] = entry["step_s"]
         return min(times, key=lambda variant: times[variant], default=None)
 
@@ -180,11 +179,13 @@ class Painting:
         return EagerLoop(self._model, self._unet, self._checked()).run()
 
     def _checked(self) -> list[Any]:
-        return [task(self._model, seed, CHECKED_STEPS) for seed in range(2)]
+        return [task(self._model, seed, CHECKED_STEPS) for seed in range(self._setup.scale.tuned_batch)]
 
     def _difference(self, session: TorchSession) -> float:
         """Mean absolute difference of a few images' latents from the eager loop's, over those' mean absolute value."""
-        found = np.stack(paint(Denoiser(session, Profile(4), BatchRule()), self._checked()))
+        found = np.stack(
+            paint(Denoiser(session, Profile(2 * self._setup.scale.tuned_batch), BatchRule()), self._checked())
+        )
         return float(np.abs(found - self._reference).mean() / np.abs(self._reference).mean())
 
     def _whole_image(self, session: TorchSession) -> dict[str, Any]:
@@ -198,7 +199,18 @@ class Painting:
         seconds = time.perf_counter() - started
         right = image.shape == (1, 3, self._model.size_px, self._model.size_px)
         finite, flat = bool(np.isfinite(image).all()), float(image.std()) == 0.0
-        return {"ok": right and finite and not flat, "steps": steps, "seconds": seconds, "std": float(image.std())}
+        return {
+            "ok": right and finite and not flat,
+            "steps": steps,
+            "seconds": seconds,
+            "extrapolated_s": self._extrapolated_s(steps),
+            "std": float(image.std()),
+        }
+
+    def _extrapolated_s(self, steps: int) -> float | None:
+        """What the timed steps promise for one image alone."""
+        single = self.record["engine"].get(1)
+        return steps * median(single["step_s"]) + single["vae_s_per_image"] if single else None
 
     def _open(self, variant: Variant) -> TorchSession:
         return open_unet(self._model, prepared(self._unet, variant), self._options(variant))
@@ -211,6 +223,4 @@ class Painting:
 
     def _sweep(self) -> None:
         torch.compiler.reset()
-        gc.collect()
-        if self._setup.device.type == "cuda":
-            torch.cuda.empty_cache()
+        release(self._setup.device)

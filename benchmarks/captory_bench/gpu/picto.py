@@ -66,7 +66,7 @@ class Picto:
 
 def compare(setup: Setup) -> dict[str, Any]:
     """Images a second on the device, and how far its captions and images are from the CPU's in fp32."""
-    photos = [_photo(FIRST_SCENE + index) for index in range(setup.scale.photos)]
+    photos = [photo_of(FIRST_SCENE + index) for index in range(setup.scale.photos)]
     on_device = open_picto(_options(setup, str(setup.device), setup.dtype))
     painted, _ = paint(on_device, photos)  # every size of batch is captured
     seconds = [paint(on_device, photos)[1] for _ in range(setup.scale.rounds)]
@@ -215,7 +215,7 @@ def _config(root: Path, name: str) -> dict[str, Any]:
     return config
 
 
-def _photo(seed: int) -> Array:
+def photo_of(seed: int) -> Array:
     """A scene of the picture world as the captioner takes it, [3, 64, 64] in -1..1."""
     pixels = render(sample_scene(seed), SIZE_PX)
     return (pixels.astype(np.float32) / 127.5 - 1).transpose(2, 0, 1)

@@ -56,7 +56,9 @@ def _painting(name: str, painting: dict[str, Any]) -> Iterator[str]:
             )
     if "full_image" in painting:
         image = painting["full_image"]
-        yield f"  one image, {image['steps']} steps: {image['seconds']:.2f} s, {'right' if image['ok'] else 'WRONG'}"
+        promised = f" ({image['extrapolated_s']:.2f} s by its steps)" if image["extrapolated_s"] else ""
+        verdict = "right" if image["ok"] else "WRONG"
+        yield f"  one image, {image['steps']} steps: {image['seconds']:.2f} s{promised}, {verdict}"
     yield from (f"  skipped: {words}" for words in painting["skipped"])
 
 

@@ -1,6 +1,7 @@
 """A peer's server as a child process: started, waited for, its CPU time read, and gone with all that it started.
 
-A child ends itself when its standard input closes, so a killed benchmark leaves none behind: see `end_with_parent`.
+Beside it, in its process group, waits a watcher that ends the group when the benchmark is gone however it went: it is
+nobody's child, so it keeps awake while the others stand still.
 """
 
 from __future__ import annotations
@@ -11,7 +12,6 @@ import signal
 import socket
 import subprocess
 import tempfile
-import threading
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping, Sequence
 from contextlib import asynccontextmanager, contextmanager, suppress
 from dataclasses import dataclass
@@ -22,6 +22,7 @@ import psutil
 from captory_bench.contenders import PeerUnavailable
 from captory_bench.served import ArmFailed
 
+_WATCHED = 'exec 3<&0; ( (read _ <&3; kill -9 0) & ); exec "$@" 3<&- </dev/null'
 LOG_TAIL_BYTES = 1500
 STOP_TIMEOUT_S = 10.0
 POLL_S = 0.2
@@ -38,11 +39,11 @@ def free_port() -> int:
 class Child:
     """A running child with all that it has started."""
 
-    process: psutil.Process
+    pid: int
 
     def cpu_s(self) -> float:
         """CPU time that the living of them have used."""
-        return family_cpu_s(self.process.pid)
+        return family_cpu_s(self.pid)
 
     @contextmanager
     def awake(self) -> Iterator[None]:
@@ -54,14 +55,14 @@ class Child:
             self._tell(signal.SIGSTOP)
 
     def _tell(self, number: signal.Signals) -> None:
-        for one in _family(self.process):
+        for one in _family(self.pid):
             with suppress(psutil.NoSuchProcess):
                 one.send_signal(number)
 
 
 def family_cpu_s(pid: int) -> float:
     """CPU time that a process and its living descendants have used."""
-    return sum(map(_cpu_s, _family(psutil.Process(pid))))
+    return sum(map(_cpu_s, _family(pid)))
 
 
 def _cpu_s(process: psutil.Process) -> float:
@@ -72,9 +73,10 @@ def _cpu_s(process: psutil.Process) -> float:
     return float(times.user + times.system)
 
 
-def _family(process: psutil.Process) -> list[psutil.Process]:
+def _family(pid: int) -> list[psutil.Process]:
     """A process and its descendants; nobody when it is gone."""
     try:
+        process = psutil.Process(pid)
         return [process, *process.children(recursive=True)]
     except psutil.NoSuchProcess:
         return []
@@ -94,7 +96,7 @@ async def child(
     """
     with tempfile.TemporaryFile("a+b") as log:
         process = subprocess.Popen(  # noqa: ASYNC220, S603 - returns at once; the command is ours
-            command,
+            ["/bin/sh", "-c", _WATCHED, "sh", *command],
             stdin=subprocess.PIPE,
             stdout=log,
             stderr=log,
@@ -103,7 +105,7 @@ async def child(
         )
         try:
             await _wait(process, greet, timeout_s, log)
-            yield Child(psutil.Process(process.pid))
+            yield Child(process.pid)
         finally:
             await asyncio.to_thread(_stop, process)
 
@@ -128,7 +130,7 @@ async def _wait(
 
 def _stop(process: subprocess.Popen[bytes]) -> None:
     """Ask the child to end; then end it and whatever it has started, in its group or not."""
-    family = _family(psutil.Process(process.pid)) if process.poll() is None else []
+    family = _family(process.pid)
     for one in family:
         with suppress(psutil.NoSuchProcess):
             one.resume()
@@ -143,17 +145,6 @@ def _stop(process: subprocess.Popen[bytes]) -> None:
     process.wait()
     if process.stdin:
         process.stdin.close()
-
-
-def end_with_parent() -> None:
-    """For the child: end its process group when standard input ends, that is, when the parent is gone."""
-
-    def watch() -> None:
-        while os.read(0, 4096):  # not by sys.stdin: its lock, held in a forked child, would stop that child for ever
-            pass
-        os.killpg(0, signal.SIGKILL)
-
-    threading.Thread(target=watch, daemon=True).start()
 
 
 def _last_words(log: IO[bytes]) -> str:

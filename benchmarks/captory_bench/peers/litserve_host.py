@@ -9,7 +9,6 @@ from typing import Any
 import litserve
 from starlette.responses import Response
 
-from captory_bench.peers.children import end_with_parent
 from captory_bench.peers.hosting import Hosting
 from captory_bench.peers.painter import Painter
 from captory_bench.peers.wire import KEEP_ALIVE_S, MEDIA_TYPE, PATH, Painted, Wanted, read_body
@@ -49,8 +48,7 @@ class PaintApi(litserve.LitAPI):  # type: ignore[misc]  # Any
 
 
 def main() -> None:
-    """Serve until the parent ends it or is gone."""
-    end_with_parent()
+    """Serve until it is ended."""
     hosting = Hosting.from_argument(sys.argv[1])
     server = litserve.LitServer(
         PaintApi(hosting),

@@ -13,7 +13,6 @@ from ray import serve
 from starlette.requests import Request
 from starlette.responses import Response
 
-from captory_bench.peers.children import end_with_parent
 from captory_bench.peers.hosting import Hosting
 from captory_bench.peers.painter import Painter
 from captory_bench.peers.wire import KEEP_ALIVE_S, MEDIA_TYPE, PATH, Painted, Wanted, read_body
@@ -42,8 +41,7 @@ class PaintService:
 
 
 def main() -> None:
-    """Serve until the parent ends it or is gone."""
-    end_with_parent()
+    """Serve until it is ended."""
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
     with tempfile.TemporaryDirectory(prefix="ray-") as folder:
         _start(Hosting.from_argument(sys.argv[1]), folder)

@@ -24,9 +24,7 @@ class FixedBatch:
         self._outputs: tuple[Tensor, ...] = ()
         if self._graph is not None:
             self._warm_up()
-            # thread_local: another lane may allocate on the device meanwhile
-            with torch.cuda.graph(self._graph, pool=pool, capture_error_mode="thread_local"):
-                self._call()
+            self._capture(self._graph, pool)
 
     def run(self, inputs: Mapping[str, Tensor]) -> tuple[Tensor, ...]:
         """The outputs of as many rows as came in, apart from the buffers. One thread at a time."""
@@ -41,6 +39,13 @@ class FixedBatch:
 
     def _call(self) -> None:
         self._outputs = self._module(**self._inputs)
+
+    def _capture(self, graph: torch.cuda.CUDAGraph, pool: Any) -> None:
+        # the first context goes back to this stream even where a failed capture would not;
+        # thread_local: another lane may allocate on the device meanwhile
+        capture = torch.cuda.graph(graph, pool=pool, capture_error_mode="thread_local")
+        with torch.cuda.stream(torch.cuda.current_stream()), capture:
+            self._call()
 
     def _warm_up(self) -> None:
         """Compile, choose kernels and load libraries on a stream apart, as capturing demands."""
