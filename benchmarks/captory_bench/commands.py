@@ -195,6 +195,7 @@ def peers(
     images: Annotated[int, typer.Option(min=8, help="Images a contender and round.")] = 96,
     rounds: Annotated[int, typer.Option(min=1, help="Rounds; figures are their medians.")] = 3,
     steps: Annotated[int, typer.Option(min=1, help="Steps of the uniform job.")] = 8,
+    arrivals: Annotated[int, typer.Option(min=8, help="Images a rate of the open loop.")] = 160,
     only: Annotated[str, typer.Option(help="Peers to run, with commas; all if empty.")] = "",
     p95_bound_s: Annotated[float, typer.Option(min=0.0, help="Of the open loop; 0: five times one image alone.")] = 0.0,
     full: Annotated[bool, typer.Option("--full", help="More images, rounds and rates.")] = False,
@@ -220,7 +221,7 @@ def peers(
 
     with _told():
         conditions = conditions_for(_root(repository), family, threads, steps, backend, weights)
-        settings = Settings(conditions, images, rounds, bound_s=p95_bound_s, only=_names(only))
+        settings = Settings(conditions, images, rounds, arrivals, bound_s=p95_bound_s, only=_names(only))
         figures = summarise(asyncio.run(measure(enlarged(settings) if full else settings, _say)))
     _finish(figures, peer_tables, threads, out, as_json=as_json)
 

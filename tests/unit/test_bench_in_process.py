@@ -9,6 +9,7 @@ from families import fake_repository
 
 from captory_bench import bare_loop, request_level
 from captory_bench.bare_loop import Way
+from captory_bench.checks import agrees, check_paintings
 from captory_bench.crews import Crew, open_crews
 from captory_bench.graphs import Graphs, open_graphs
 from captory_bench.outcome import Outcome, compare
@@ -124,6 +125,15 @@ def test_unguided_families_pay_for_one_row_a_step(graphs: Graphs, jobs: list[Pai
     plain = Graphs(**fields | {"painter": graphs.painter.model_copy(update={"defaults": defaults})})
     outcome = request_level.run_grouped(Way(Crew(plain), BATCH), jobs)
     assert outcome.denoiser.computed_rows == sum(job.steps for job in jobs)
+
+
+def test_a_wrong_image_among_those_that_were_timed_is_found(way: Way, jobs: list[Painting], fixed: Outcome) -> None:
+    right = check_paintings(way, jobs, fixed)
+    assert right.num_compared > 1
+    assert agrees(right)
+    wrong = fixed.images | {jobs[0].id: 255 - fixed.images[jobs[0].id]}
+    assert not agrees(check_paintings(way, jobs, replace(fixed, images=wrong)))
+    assert not agrees(check_paintings(way, jobs, Outcome()))
 
 
 class Time:

@@ -341,7 +341,7 @@ async def test_the_right_peer_gets_figures_and_the_others_a_reason(conditions: C
 
 @pytest.mark.usefixtures("peers")
 def test_the_command_ends_with_1_when_a_peer_paints_other_images(conditions: Conditions) -> None:
-    options = ["peers", "--images", "8", "--rounds", "1", "--steps", "2", "--threads", "1", "--json"]
+    options = ["peers", "--images", "8", "--rounds", "1", "--steps", "2", "--arrivals", "8", "--threads", "1", "--json"]
     where = ["--repository", str(conditions.repository), "--backend", "fake"]
     told = CliRunner().invoke(bench, [*options, *where, "--only", "triton"])
     assert told.exit_code == 0, told.output

@@ -25,6 +25,7 @@ from captory_bench.gpu.clock import Budget  # noqa: E402
 from captory_bench.gpu.fp8 import Fp8Linear  # noqa: E402
 from captory_bench.gpu.models import FULL, TINY_SD15, Model, count_flops  # noqa: E402
 from captory_bench.gpu.report import NO_GPU, to_text  # noqa: E402
+from captory_bench.gpu.run import Order, Run  # noqa: E402
 from captory_bench.gpu.setup import TINY_SCALE, Setup  # noqa: E402
 from captory_bench.gpu.variants import GRAPHS, PLAIN, VARIANTS  # noqa: E402
 
@@ -165,18 +166,26 @@ def test_a_wrong_result_gives_no_figures(monkeypatch: pytest.MonkeyPatch) -> Non
     assert "variant" not in measured.record
 
 
-def test_eight_bit_layers_are_near_and_never_chosen() -> None:
+def test_eight_bit_layers_are_near() -> None:
     torch.manual_seed(0)
     linear = torch.nn.Linear(64, 48).bfloat16()
     states = torch.randn(3, 11, 64).bfloat16()
     found, expected = Fp8Linear(linear).to(torch.bfloat16)(states), linear(states)
     assert found.shape == expected.shape
     assert 0 < (found - expected).abs().mean() / expected.abs().mean() < 0.06
-    bf16 = replace(setup(), dtype="bf16")
-    variant = replace(PLAIN, name="fp8", fp8=True)
-    measured = painting.Painting(bf16, TINY_SD15)
-    assert measured.run((variant,)) is None
-    assert measured.record["variants"][0]["step_s"] > 0
+
+
+def test_the_fastest_right_variant_is_chosen_but_none_on_eight_bits(monkeypatch: pytest.MonkeyPatch) -> None:
+    wrong, eight_bit = replace(PLAIN, name="wrong"), replace(PLAIN, name="fp8", fp8=True)
+    times = {wrong: 0.1, eight_bit: 0.2, GRAPHS: 0.3, PLAIN: 0.4}
+    monkeypatch.setattr(
+        painting.Painting,
+        "_try",
+        lambda self, variant: {"name": variant.name, "ok": variant is not wrong, "step_s": times[variant]},
+    )
+    measured = painting.Painting(setup(), TINY_SD15)
+    assert measured._choose(tuple(times)) is GRAPHS
+    assert [entry["name"] for entry in measured.record["variants"]] == [one.name for one in times]
 
 
 def test_a_variant_that_cannot_run_is_a_line_of_the_record(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -223,6 +232,23 @@ def test_images_that_differ_do_not_agree() -> None:
     assert picto.agreement([one, near], [one, one])["ok"]
     assert not picto.agreement([far, far], [one, one])["ok"]
     assert not picto.agreement([other_words, other_words], [one, one])["ok"]
+
+
+def test_targets_are_of_right_results_on_a_gpu_only(tmp_path: Path) -> None:
+    order = Order(True, "cpu", "fp32", 10.0, tmp_path / "gpu.json", frozenset(), lambda words: None)
+    run = Run(order)
+    run.record["is_gpu"] = True
+    shares = {1: {"share_of_matrix_rate": {20: [0.4, 0.42]}}, 4: {"share_of_matrix_rate": {20: [0.61, 0.6]}}}
+    run.record["models"]["sdxl"] = {"size_px": 1024, "flops": {"unet_row_tflop": 1.0, "ok": True}, "engine": shares}
+    run.record["mixed"] = {"step_over": {"request_level": [1.9]}, "checks": {"ok": False}}
+    run._conclude()
+    assert [(one["name"], one["met"]) for one in run.record["targets"]] == [
+        ("sdxl_20_steps_share_of_matrix_rate", True)
+    ]
+    assert not run.record["checks"]["ok"]
+    run.record["mixed"]["checks"]["ok"] = True
+    run._conclude()
+    assert [one["met"] for one in run.record["targets"]] == [True, True]
 
 
 def test_pictos_settings_are_those_of_its_family() -> None:

@@ -156,7 +156,7 @@ def _record(setup: Setup, model: Model, variant: Variant, rounds: list[dict[str,
         for name in rounds[0]
         if name != "step_level"
     }
-    difference = max(_difference(arms[name], arms["step_level"]) for arms in rounds for name in ratios)
+    difference = float(np.max([_difference(arms[name], arms["step_level"]) for arms in rounds for name in ratios]))
     return {
         "model": model.name,
         "variant": variant.name,
@@ -179,4 +179,4 @@ def _record(setup: Setup, model: Model, variant: Variant, rounds: list[dict[str,
 def _difference(one: Arm, other: Arm) -> float:
     """The worst image's mean absolute difference over the mean absolute value."""
     pairs = zip(one.latents, other.latents, strict=True)
-    return max(float(np.abs(a - b).mean() / np.abs(b).mean()) for a, b in pairs)
+    return float(np.max([np.abs(a - b).mean() / np.abs(b).mean() for a, b in pairs]))  # NaN stays NaN

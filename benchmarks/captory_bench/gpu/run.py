@@ -139,9 +139,11 @@ class Run:
         found = (
             [at_least("sdxl_20_steps_share_of_matrix_rate", max(shares, key=median), SHARE_TARGET)] if shares else []
         )
-        ratios = self.record.get("mixed", {}).get("step_over", {}).get("request_level")
-        name = "step_over_request_level_mixed_guidance"
-        return [*found, at_least(name, ratios, MIXED_TARGET)] if ratios else found
+        compared = self.record.get("mixed")
+        if compared is not None and compared["checks"]["ok"]:
+            ratios = compared["step_over"]["request_level"]
+            found.append(at_least("step_over_request_level_mixed_guidance", ratios, MIXED_TARGET))
+        return found
 
 
 def _checks(record: dict[str, Any]) -> list[bool]:
