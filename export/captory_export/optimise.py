@@ -1,8 +1,8 @@
 """Rewrites that make an exported graph faster on ONNX Runtime's CPU provider; each computes the same function.
 
 They stand beside what ONNX Runtime does by itself when it loads a graph (`ORT_ENABLE_ALL`) and hold on any CPU: nothing
-here depends on the machine that exports. What was measured and left out: ONNX Runtime's fused attention
-(`MultiHeadAttention`, `Attention`) and `SkipLayerNormalization`, slower than the plain nodes at these sizes.
+here depends on the machine that exports. What was measured and left out: ONNX Runtime's fusions as onnxscript
+offers them, taken as a set (fused attention, `SkipLayerNormalization`, `BiasGelu`), slower at these sizes.
 """
 
 from __future__ import annotations

@@ -30,7 +30,18 @@ ALLOWED = {
     "captory_training": ("captory_engine.diffusion", "captory_data", "captory_client"),
     "captory_bench": tuple(FOLDERS),
 }
-OPTIONAL = {"torch", "transformers", "diffusers", "accelerate", "onnx", "onnxscript", "safetensors", "datasets", "ray"}
+OPTIONAL = {
+    "torch",
+    "transformers",
+    "diffusers",
+    "accelerate",
+    "onnx",
+    "onnx_ir",
+    "onnxscript",
+    "safetensors",
+    "datasets",
+    "ray",
+}
 WITHOUT_EXTRAS = ("captory_proto", "captory_data", "captory_engine", "captory_server", "captory_client")
 
 
