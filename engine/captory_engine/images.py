@@ -47,8 +47,8 @@ _DEEP_MODES = frozenset(["I;16", "I;16B", "I;16L", "I;16N", "I", "F"])
 _PLAIN_MODES = frozenset(["1", "L", "LA", "La", "P", "PA", "RGB", "RGBA", "RGBa", "RGBX", "CMYK", "YCbCr", "HSV"])
 _WHITE = (255, 255, 255)
 
-# Of run lengths alone: of picto's images 1 % smaller than zlib's level 6 in 40 % of its time; of photographs mostly 1 to
-# 13 % larger in a quarter of it; of flat drawings up to 40 %.
+# Of run lengths alone: of picto's images 1 % smaller than zlib's level 6 in 40 % of its time; of photographs mostly 1
+# to 13 % larger in a quarter of it; of flat drawings up to 40 %.
 PNG_STRATEGY = zlib.Z_RLE
 SYNTHETIC = "http://cv.iptc.org/newscodes/digitalsourcetype/trainedAlgorithmicMedia"
 _XMP = (

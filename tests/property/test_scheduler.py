@@ -88,10 +88,8 @@ class Simulation:
 def profiles(vae_wait: float = 50.0, bulk_wait: float = float("inf")) -> dict[str, Profile]:
     waits = {WorkClass.INTERACTIVE: 0.0, WorkClass.BULK: bulk_wait}
     caps = {"vision": 8, "caption": 16, "text": 16, "denoise": 16, "vae": 8}
-    return {
-        name: Profile(cap, neck=name == "denoise", max_wait_s=waits if name != "vae" else waits | {WorkClass.BULK: vae_wait})
-        for name, cap in caps.items()
-    }
+    own = {"vae": waits | {WorkClass.BULK: vae_wait}}
+    return {name: Profile(cap, neck=name == "denoise", max_wait_s=own.get(name, waits)) for name, cap in caps.items()}
 
 
 def random_job(rng: random.Random, index: int, *, rank: int = 1) -> Job:
