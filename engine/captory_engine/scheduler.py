@@ -27,7 +27,7 @@ PLACES = 4
 class Entry(NamedTuple):
     """One task's next step; classes stand in lanes of their own, each in order of arrival.
 
-    `rows` is what this step costs (guidance makes it two). `since_s` is when the step became runnable.
+    Entries compare as tuples; `task_id` is unique, so nothing after it is ever compared. `rows` is what this step costs (guidance makes it two). `since_s` is when the step became runnable.
     """
 
     rank: int
@@ -129,13 +129,13 @@ class StageQueue:
 
     def add(self, entry: Entry) -> None:
         """Make a step runnable."""
-        insort(self._lanes.setdefault((entry.key, entry.rank), []), entry, key=_order)
+        insort(self._lanes.setdefault((entry.key, entry.rank), []), entry)
         self.rows += entry.rows
 
     def remove(self, entry: Entry) -> None:
         """Take a step out: it runs, or its task is gone. Unknown entries are an error of the caller."""
         lane = self._lanes[entry.key, entry.rank]
-        del lane[bisect_left(lane, _order(entry), key=_order)]
+        del lane[bisect_left(lane, entry)]
         self.rows -= entry.rows
         if not lane:
             del self._lanes[entry.key, entry.rank]
@@ -234,10 +234,6 @@ def _claim(stages: Sequence[StageQueue], stage: StageQueue, neck: int) -> Claim:
     if any(fed.stock >= 1 for fed in stages[place + 1 :]):
         return Claim.RUNS_AHEAD
     return Claim.FEEDS if stage.full else Claim.FEEDS_PARTLY
-
-
-def _order(entry: Entry) -> tuple[int, int, int]:
-    return entry.rank, entry.arrival, entry.task_id
 
 
 def _fill(lane: Sequence[Entry], max_rows: int) -> Iterator[Entry]:

@@ -11,7 +11,7 @@ from captory_bench.comparison import TRIAL
 from captory_bench.contenders import Contender, PerRequest
 from captory_bench.workload import paintings, photos
 
-TRIAL_ITEMS = 16
+TRIAL_ITEMS = 48
 WAIT_S = 0.02  # for a batch to fill: requests that come together are there by then
 
 

@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import psutil
 from tritonclient.grpc import InferInput
 from tritonclient.grpc.aio import InferenceServerClient
 from tritonclient.utils import InferenceServerException
@@ -98,7 +97,7 @@ async def start_triton(
         try:
             with triton_server([Path(folder)], installation=installation) as server:
                 async with InferenceServerClient(server.address) as client:
-                    cpu_s = Child(psutil.Process(server.pid)).cpu_s
+                    cpu_s = Child(server.pid).cpu_s
                     yield PerRequest("triton", str(setting), TritonRequests(client, painter), cpu_s)
         except Unavailable as error:
             raise PeerUnavailable(error.message) from None

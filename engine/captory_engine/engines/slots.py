@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from heapq import heappop, heappush
 from threading import Lock
 from typing import Any
 
@@ -25,7 +26,7 @@ class Slots:
         namespace: Arrays = HOST,
     ) -> None:
         self._tables = {name: namespace.zeros((capacity, *shape), dtype) for name, (shape, dtype) in arrays.items()}
-        self._free = list(range(capacity))[::-1]
+        self._free = list(range(capacity))  # a heap: the lowest are taken first, so that those in use lie together
         self._capacity = capacity
         self._lock = Lock()
 
@@ -42,7 +43,7 @@ class Slots:
         with self._lock:
             if not self._free:
                 raise Exhausted("SLOTS", f"all {self._capacity} slots are in use", retry_after_s=1.0)
-            slot = self._free.pop()
+            slot = heappop(self._free)
         for table in self._tables.values():
             table[slot] = 0
         return slot
@@ -51,4 +52,10 @@ class Slots:
         """Return a slot."""
         with self._lock:
             assert slot not in self._free
-            self._free.append(slot)
+            heappush(self._free, slot)
+
+
+def place(slots: Sequence[int]) -> slice | list[int]:
+    """What picks these slots, in ascending order, out of a table: without a copy where they follow one another."""
+    first, last = slots[0], slots[-1]
+    return slice(first, last + 1) if last - first == len(slots) - 1 else list(slots)

@@ -18,13 +18,12 @@ from numpy.typing import NDArray
 from captory_engine.device import Need, Task
 from captory_engine.diffusion.noise import seeded_uniform
 from captory_engine.engines.batching import BatchRule, padded
-from captory_engine.engines.slots import Slots
+from captory_engine.engines.slots import Slots, place
 from captory_engine.errors import BadOutput
 from captory_engine.scheduler import Profile
 from captory_engine.sessions.base import Session
 
 Array = NDArray[Any]
-_BUCKET = 16
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,6 +78,7 @@ class TokenDecoder:
     def run(self, tasks: Sequence[TokenTask]) -> int:
         """Prefill or decode one token of every row."""
         slots = self._enter(tasks)
+        tasks = sorted(tasks, key=lambda task: task.slot or 0)
         fed = [task.prefix if not task.tokens else (task.tokens[-1],) for task in tasks]
         length = 1 if tasks[0].tokens else _bucket(max(map(len, fed)))
         rule = self._rule.rows(exact=tasks[0].exact)
@@ -116,7 +116,7 @@ class TokenDecoder:
     def _inputs(
         self, tasks: Sequence[TokenTask], fed: Sequence[Sequence[int]], length: int, slots: Slots
     ) -> dict[str, Array]:
-        taken = np.array([task.slot for task in tasks])
+        taken = place([task.slot or 0 for task in tasks])
         cached = np.array([task.cached for task in tasks])
         ids = np.array([[*row, *[self._shape.eos_id] * (length - len(row))] for row in fed], np.int64)
         return {
@@ -162,4 +162,5 @@ def _uniform(task: TokenTask, size: int) -> Array:
 
 
 def _bucket(length: int) -> int:
-    return -(-length // _BUCKET) * _BUCKET
+    """The next power of two."""
+    return 1 << (length - 1).bit_length()
