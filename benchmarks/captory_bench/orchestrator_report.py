@@ -21,7 +21,7 @@ MAX_RSS_SLOPE_BYTES = 100  # an item; a leak of one small object is more
 MAX_WIRE_SHARE = 0.05
 SETTLED = 0.2  # of the samples, before the allocator has found its size
 WIRE_THREADS = ("caller", "image codecs", "gRPC")
-WIRE_LAYERS = ("gRPC", "messages", "stream and admission")
+WIRE_LAYERS = ("gRPC", "messages", "stream and admission", REST)
 
 
 def summarise(measured: Measured) -> dict[str, Any]:
@@ -64,13 +64,12 @@ def rss_slope(samples: Sequence[tuple[int, int]]) -> float:
 def wire_share(account: Account) -> dict[str, Any]:
     """Of all CPU time, the caller's included: what images and messages cost on their way in and out.
 
-    That is the caller, the image codecs, gRPC's threads, and of the event loop the share that it spends at those;
-    asyncio's own time there is shared out in proportion.
+    That is the caller, the image codecs, gRPC's threads, and of the event loop the share that it spends at those and
+    at asyncio's own turning.
     """
     spent = {"caller": account.caller_cpu_s, **account.cpu_s}
     spent.pop("probe", None)
-    layers = {name: share for name, share in _layers(account).items() if name != REST}
-    of_loop = sum(layers.get(name, 0.0) for name in WIRE_LAYERS) / sum(layers.values()) if layers else 1.0
+    of_loop = sum(share for name, share in _layers(account).items() if name in WIRE_LAYERS)
     wire = sum(spent[name] for name in WIRE_THREADS) + of_loop * spent["event loop"]
     return {
         "share": wire / sum(spent.values()),

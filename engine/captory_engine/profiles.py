@@ -21,10 +21,10 @@ from captory_engine.sessions.base import Array, Session, TensorSpec
 
 log = logging.getLogger(__name__)
 
-ROWS = (1, 2, 4, 8, 16, 32, 64)
+ROWS = (1, 2, 4, 8, 12, 16, 32, 64)
 KNEE = 0.95  # of the best throughput
 TOO_SLOW = 1.3  # times the best milliseconds a row: larger batches are not tried
-MIXED_DELAY = 2.0  # what bulk work that rides along may cost an interactive step of two rows
+MIXED_DELAY = 3.0  # what bulk work that rides along may cost an interactive step of two rows
 MAX_FILE_BYTES = 1 << 20
 
 PositiveRows = Annotated[int, Field(ge=1, le=1 << 16)]
@@ -54,12 +54,12 @@ class Curve:
         return own == (session.digest, session.backend, num_lanes, _shape(session))
 
     def applied(self, profile: Profile) -> Profile:
-        """The profile with what was measured; a stage's own least batch stands."""
+        """The profile with what was measured; batches are of whole least ones, as the stage has them."""
         pair_ms = 2 * self.ms_per_row.get(2, self.ms_per_row[self.knee])
         quick = [rows for rows, ms in self.ms_per_row.items() if rows * ms <= MIXED_DELAY * pair_ms]
         return replace(
             profile,
-            max_rows=max(self.knee, profile.min_rows),
+            max_rows=-(-self.knee // profile.min_rows) * profile.min_rows,
             mixed_rows=max([profile.min_rows, *quick]),
             row_cost=self.ms_per_row[self.knee],
         )

@@ -80,7 +80,7 @@ def test_the_wire_s_share_leaves_out_graphs_and_the_scheduler() -> None:
     cpu_s = {"event loop": 2.0, "lanes": 90.0, "image codecs": 3.0, "gRPC": 1.0, "other": 0.0, "probe": 50.0}
     layers = {IDLE: 900, REST: 20, "messages": 30, "device loop and scheduler": 30}
     share = wire_share(Account(10, cpu_s, layers, 4.0))
-    assert share["share"] == pytest.approx((4 + 3 + 1 + 0.5 * 2) / 100)
+    assert share["share"] == pytest.approx((4 + 3 + 1 + 50 / 80 * 2) / 100)
     assert share["all_but_graphs_share"] == pytest.approx(0.1)
 
 

@@ -45,12 +45,14 @@ def test_a_batch_that_makes_things_slower_is_never_used() -> None:
 
 def test_a_stage_keeps_its_least_batch() -> None:
     assert curve({1: 5.0, 8: 5.0}).applied(Profile(32, min_rows=8)).max_rows == 8
+    assert curve({1: 9.0, 12: 5.0}).applied(Profile(32, min_rows=8)).max_rows == 16
 
 
 def test_bulk_rides_with_interactive_work_as_far_as_a_step_hardly_notices() -> None:
     flat, parallel = {1: 2.0, 2: 2.0, 4: 2.0, 8: 2.0}, {1: 8.0, 2: 4.0, 4: 2.0, 8: 1.1, 16: 1.0}
     assert curve(flat).applied(Profile(8)).mixed_rows == 4
     assert curve(parallel).applied(Profile(8)).mixed_rows == 16
+    assert curve(flat | {6: 2.0}).applied(Profile(8)).mixed_rows == 6
 
 
 def test_a_point_is_measured_for_every_batch_that_the_session_takes() -> None:
