@@ -60,9 +60,9 @@ PROFILES = {
     "vision": Profile(max_rows=8, row_cost=2.0, min_rows=EXACT_ROWS),
     "caption": Profile(max_rows=16, row_cost=0.1, min_rows=EXACT_ROWS),
     "write": Profile(max_rows=16, row_cost=0.1, min_rows=EXACT_ROWS),
-    "text": Profile(max_rows=8, row_cost=1.3, min_rows=4),
-    "denoise": Profile(max_rows=16, row_cost=2.0, min_rows=2, neck=True),
-    "vae": Profile(max_rows=4, row_cost=3.0, min_rows=4, max_wait_s=Profile.waits(bulk_s=0.25)),
+    "text": Profile(max_rows=16, row_cost=1.3, min_rows=4),
+    "denoise": Profile(max_rows=32, row_cost=2.0, min_rows=2, neck=True),
+    "vae": Profile(max_rows=16, row_cost=3.0, min_rows=4, max_wait_s=Profile.waits(bulk_s=0.25)),
 }
 
 
