@@ -28,7 +28,7 @@ from captory_engine.scheduler import Profile
 from captory_engine.sessions.base import Session
 from captory_engine.sessions.options import SessionOptions, available_cpus
 from captory_engine.sessions.registry import open_session
-from captory_engine.stages import Captioner, Painter, Writer
+from captory_engine.stages import Captioner, Painter, Rewritten, Writer
 from captory_engine.tokenizer import PromptTokenizer, Tokenizer
 
 CACHED_CAPTIONS = 4096
@@ -109,7 +109,8 @@ def _build(
     captions = SingleFlight(LruCache[Captioned](CACHED_CAPTIONS, CACHED_CAPTIONS << 10, lambda words: len(words.text)))
     captioner = Captioner(device, family.captioner, Tokenizer(root / family.captioner.tokenizer), captions)
     spec = family.writer
-    writer = Writer(device, spec, Tokenizer(root / spec.tokenizer)) if spec else None
+    rewrites = SingleFlight(LruCache[Rewritten](CACHED_CAPTIONS, CACHED_CAPTIONS << 10, lambda words: len(words.text)))
+    writer = Writer(device, spec, Tokenizer(root / spec.tokenizer), rewrites) if spec else None
     framed = PromptTokenizer(Tokenizer(root / family.painter.tokenizer), family.painter.max_tokens)
     painter = Painter(device, family.painter, framed, CACHED_TEXTS)
     return Pipeline(_info(family, sessions, config.limits), device, captioner, writer, painter, [*sessions.values()])

@@ -93,6 +93,7 @@ class _Launched(NamedTuple):
 
     batch: Batch
     tickets: Sequence[_Ticket]
+    entries: Sequence[Entry]
 
 
 class _Ran(NamedTuple):
@@ -208,24 +209,35 @@ class Device:
 
     def _launch(self, batch: Batch) -> None:
         stage, tickets = self._stage[batch.stage], [self._tickets[task_id] for task_id in batch.task_ids]
-        for ticket in tickets:
-            assert ticket.entry is not None
-            stage.remove(ticket.entry)
+        entries = [ticket.entry for ticket in tickets if ticket.entry is not None]
+        for ticket, entry in zip(tickets, entries, strict=True):
+            stage.remove(entry)
             ticket.entry, ticket.running = None, True
         stage.launch(batch)
         loop = asyncio.get_running_loop()
         running = self._threads.submit(self._run, self._engines[batch.stage], batch, [one.task for one in tickets])
-        self._in_flight[running] = _Launched(batch, tickets)
+        self._in_flight[running] = _Launched(batch, tickets, entries)
         running.add_done_callback(lambda ran: ran.cancelled() or loop.call_soon_threadsafe(self._land, ran))
 
     def _recall(self) -> None:
         """Interactive work has come: bulk work that stands ready and has not begun gives way to it."""
-        for running, (batch, tickets) in list(self._in_flight.items()):
-            if not batch.rows_of[RANKS[WorkClass.INTERACTIVE]] and running.cancel():
+        for running, launched in list(self._in_flight.items()):
+            if not launched.batch.rows_of[RANKS[WorkClass.INTERACTIVE]] and running.cancel():
                 del self._in_flight[running]
-                self._stage[batch.stage].land(batch)
-                for task_id, ticket in zip(batch.task_ids, tickets, strict=True):
-                    self._complete(batch.stage, task_id, ticket)
+                self._take_back(launched)
+                self._landed.set()
+
+    def _take_back(self, launched: _Launched) -> None:
+        """Everything waits again as if it had not been launched, as long as it has waited already."""
+        stage = self._stage[launched.batch.stage]
+        stage.land(launched.batch)
+        for ticket, entry in zip(launched.tickets, launched.entries, strict=True):
+            ticket.running = False
+            if ticket.future.done():  # its caller left meanwhile
+                self._retire(stage.name, entry.task_id, ticket)
+            else:
+                ticket.entry = entry
+                stage.add(entry)
 
     def _run(self, engine: StepEngine[Any], batch: Batch, tasks: Sequence[Task]) -> _Ran:
         """One batch, in a lane."""
@@ -237,17 +249,16 @@ class Device:
         return _Ran(computed, self._clock() - started_s, error)
 
     def _land(self, running: Future[_Ran]) -> None:
-        (batch, tickets), ran = self._in_flight.pop(running), running.result()
+        (batch, tickets, _), ran = self._in_flight.pop(running), running.result()
+        self._changed.set()
+        self._landed.set()
         stage = self._stage[batch.stage]
         stage.land(batch)
-        for rank, rows in batch.rows_of.items():
-            self._shares.charge(rank, rows * stage.profile.row_cost)
+        self._shares.charge({rank: rows * stage.profile.row_cost for rank, rows in batch.rows_of.items()})
         self._count(batch, ran)
         self._judge(batch, tickets, ran.error)
         for task_id, ticket in zip(batch.task_ids, tickets, strict=True):
             self._complete(batch.stage, task_id, ticket)
-        self._changed.set()
-        self._landed.set()
 
     def _judge(self, batch: Batch, tickets: Sequence[_Ticket], error: Exception | None) -> None:
         """What becomes of the rows of a batch: they go on, or are tried again in smaller company."""

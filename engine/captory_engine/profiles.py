@@ -15,6 +15,7 @@ from typing import Annotated
 import numpy as np
 from pydantic import Field, TypeAdapter, ValidationError
 
+from captory_engine.errors import OutOfMemory
 from captory_engine.family import Family
 from captory_engine.scheduler import Profile
 from captory_engine.sessions.base import Array, Session, TensorSpec
@@ -24,6 +25,7 @@ log = logging.getLogger(__name__)
 ROWS = (1, 2, 4, 8, 12, 16, 32, 64)
 KNEE = 0.95  # of the best throughput
 TOO_SLOW = 1.3  # times the best milliseconds a row: larger batches are not tried
+MAX_BATCH_S = 2.0  # after one that took longer, none larger is tried
 MIXED_DELAY = 3.0  # what bulk work that rides along may cost an interactive step of two rows
 MAX_FILE_BYTES = 1 << 20
 
@@ -165,12 +167,15 @@ def _pass(
     best = float("inf")
     for rows in (rows for rows in ROWS if rows <= session.max_batch):
         inputs = _inputs(session, rows, positions)
-        session.run(inputs)
+        try:
+            longest_s = 1 / _runs_per_s(session, inputs, 0.0)  # the first run, which is not counted
+        except OutOfMemory:
+            return
         rates = list(lanes.map(lambda _, inputs=inputs: _runs_per_s(session, inputs, min_s), range(num_lanes)))
         ms = 1000 / (rows * sum(rates))
         yield rows, ms
         best = min(best, ms)
-        if ms > TOO_SLOW * best:
+        if ms > TOO_SLOW * best or longest_s > MAX_BATCH_S:
             return
 
 

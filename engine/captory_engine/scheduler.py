@@ -27,7 +27,8 @@ PLACES = 4
 class Entry(NamedTuple):
     """One task's next step; classes stand in lanes of their own, each in order of arrival.
 
-    Entries compare as tuples; `task_id` is unique, so nothing after it is ever compared. `rows` is what this step costs (guidance makes it two). `since_s` is when the step became runnable.
+    Entries compare as tuples; `task_id` is unique, so nothing after it is ever compared. `rows` is what this step
+    costs (guidance makes it two). `since_s` is when the step became runnable.
     """
 
     rank: int
@@ -108,11 +109,12 @@ class Shares:
         """These classes, the one that is owed most first."""
         return sorted(ranks, key=lambda rank: (max(self._given[rank], self._time), rank))
 
-    def charge(self, rank: int, cost: float) -> None:
-        """A class has been given so much."""
-        start = max(self._given[rank], self._time)
-        self._given[rank] = start + cost / self._weights[rank]
-        self._time = start
+    def charge(self, costs: Mapping[int, float]) -> None:
+        """What each class, by rank, has been given in one batch."""
+        starts = {rank: max(self._given[rank], self._time) for rank, cost in costs.items() if cost > 0}
+        for rank, start in starts.items():
+            self._given[rank] = start + costs[rank] / self._weights[rank]
+        self._time = max(self._time, min(starts.values(), default=0.0))
 
 
 class StageQueue:
@@ -122,21 +124,21 @@ class StageQueue:
         self.name = name
         self.profile = profile
         self.max_rows = profile.max_rows
-        self.rows = 0
         self.rows_in_flight = 0
         self.in_flight = 0
+        self._rows = [0] * len(RANKS)  # that wait, by rank
         self._lanes: dict[tuple[Hashable, int], list[Entry]] = {}
 
     def add(self, entry: Entry) -> None:
         """Make a step runnable."""
         insort(self._lanes.setdefault((entry.key, entry.rank), []), entry)
-        self.rows += entry.rows
+        self._rows[entry.rank] += entry.rows
 
     def remove(self, entry: Entry) -> None:
         """Take a step out: it runs, or its task is gone. Unknown entries are an error of the caller."""
         lane = self._lanes[entry.key, entry.rank]
         del lane[bisect_left(lane, entry)]
-        self.rows -= entry.rows
+        self._rows[entry.rank] -= entry.rows
         if not lane:
             del self._lanes[entry.key, entry.rank]
 
@@ -160,9 +162,13 @@ class StageQueue:
         return self.in_flight < self.profile.max_in_flight
 
     @property
-    def full(self) -> bool:
-        """Whether the waiting rows fill a batch."""
-        return self.rows >= self.max_rows
+    def rows(self) -> int:
+        """Rows that wait."""
+        return sum(self._rows)
+
+    def full(self, rank: int) -> bool:
+        """Whether the waiting rows of a class fill a batch."""
+        return self._rows[rank] >= self.max_rows
 
     @property
     def stock(self) -> float:
@@ -180,10 +186,10 @@ class StageQueue:
     def batch(self, rank: int, now_s: float) -> Batch:
         """From the class's lane that is overdue longest, else waited longest; bulk may ride with interactive work."""
         key = min((key for key, own in self._lanes if own == rank), key=lambda key: self._urgency(key, rank, now_s))
-        taken = list(_fill(self._lanes[key, rank], self.max_rows))
+        taken = list(_fill(self._lanes[key, rank], self.max_rows, at_least_one=True))
         room = min(self.profile.mixed_rows, self.max_rows) - sum(entry.rows for entry in taken)
         lower = chain(*(self._lanes.get((key, other), []) for other in RANKS.values() if other > rank))
-        taken += _fill(list(lower), room) if room > 0 else []
+        taken += _fill(list(lower), room, at_least_one=False)
         return self._batch_of(taken)
 
     def _batch_of(self, taken: Sequence[Entry]) -> Batch:
@@ -203,7 +209,7 @@ def pick(stages: Sequence[StageQueue], shares: Shares, now_s: float) -> Batch | 
         overdue = [stage for stage in waiting if stage.overdue_at_s(rank) <= now_s]
         if overdue:
             return min(overdue, key=lambda stage: stage.overdue_at_s(rank)).batch(rank, now_s)
-        return _pulled(stages, waiting).batch(rank, now_s)
+        return _pulled(stages, waiting, rank).batch(rank, now_s)
     return None
 
 
@@ -219,28 +225,28 @@ def pick_ahead(stages: Sequence[StageQueue], shares: Shares, now_s: float) -> Ba
     return batch if batch.rows >= cap - 1 else None
 
 
-def _pulled(stages: Sequence[StageQueue], waiting: Sequence[StageQueue]) -> StageQueue:
+def _pulled(stages: Sequence[StageQueue], waiting: Sequence[StageQueue], rank: int) -> StageQueue:
     """Of the stages where work waits, the one to run; of several with equal claims the one nearest to the end."""
     neck = next((index for index, stage in enumerate(stages) if stage.profile.neck), len(stages) - 1)
-    return min(reversed(waiting), key=lambda stage: _claim(stages, stage, neck))
+    return min(reversed(waiting), key=lambda stage: _claim(stages, stage, neck, stage.full(rank)))
 
 
-def _claim(stages: Sequence[StageQueue], stage: StageQueue, neck: int) -> Claim:
+def _claim(stages: Sequence[StageQueue], stage: StageQueue, neck: int, full: bool) -> Claim:
     place = stages.index(stage)
     if place > neck:
-        return Claim.FINISHES if stage.full else Claim.FINISHES_PARTLY
+        return Claim.FINISHES if full else Claim.FINISHES_PARTLY
     if place == neck:
-        return Claim.NECK if stage.full else Claim.NECK_PARTLY
+        return Claim.NECK if full else Claim.NECK_PARTLY
     if any(fed.stock >= 1 for fed in stages[place + 1 :]):
         return Claim.RUNS_AHEAD
-    return Claim.FEEDS if stage.full else Claim.FEEDS_PARTLY
+    return Claim.FEEDS if full else Claim.FEEDS_PARTLY
 
 
-def _fill(lane: Sequence[Entry], max_rows: int) -> Iterator[Entry]:
-    """Entries from the head while they fit; the first always does, and a smaller one may pass one that does not."""
+def _fill(lane: Sequence[Entry], max_rows: int, *, at_least_one: bool) -> Iterator[Entry]:
+    """Entries from the head while they fit; a smaller one may pass one that does not."""
     room = max_rows
     for index, entry in enumerate(lane):
-        if index == 0 or entry.rows <= room:
+        if entry.rows <= room or (at_least_one and index == 0):
             room -= entry.rows
             yield entry
         if room <= 0:

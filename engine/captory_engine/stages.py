@@ -85,9 +85,14 @@ class Writer:
     device: Device
     spec: families.Writer
     tokenizer: Tokenizer
+    cache: SingleFlight[Rewritten]
 
     async def rewrite(self, caption: str, seed: int, share: Share) -> Rewritten:
         """One rewrite, sampled by `seed`."""
+        key = content_key(caption, str(seed), str(share.exact))
+        return await self.cache.get(key, lambda: self._write(caption, seed, share))
+
+    async def _write(self, caption: str, seed: int, share: Share) -> Rewritten:
         before, after = self.spec.templates["rewrite"].split("{text}")
         prefix = (*self.tokenizer.template_ids(before), *self.tokenizer.encode(caption))
         prefix = (*prefix[: self.spec.max_positions // 2], *self.tokenizer.template_ids(after))

@@ -20,7 +20,7 @@ def serve(
     address: Annotated[str | None, typer.Option(help="HOST:PORT on loopback (port 0: any), or unix:PATH.")] = None,
     repository: Annotated[Path | None, typer.Option(help="Model repository; the embedded one if not given.")] = None,
     family: Annotated[str | None, typer.Option(help="Family, or a repository's path; its only one if empty.")] = None,
-    backend: Annotated[str | None, typer.Option(help="onnx or fake.")] = None,
+    backend: Annotated[str | None, typer.Option(help="onnx, torch or fake.")] = None,
     threads: Annotated[int | None, typer.Option(help="Threads for the models; 0: all cores.")] = None,
     lanes: Annotated[
         int | None, typer.Option(help="Batches at once, of which each has its threads; 0: as pays.")

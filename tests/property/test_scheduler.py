@@ -67,8 +67,7 @@ class Simulation:
         for task in batch.task_ids:
             stage.remove(self.entries[task])
         stage.launch(batch)
-        for rank, rows in batch.rows_of.items():
-            self.shares.charge(rank, rows * stage.profile.row_cost)
+        self.shares.charge({rank: rows * stage.profile.row_cost for rank, rows in batch.rows_of.items()})
         self.now += batch.rows + 1
         stage.land(batch)
         for task in batch.task_ids:
@@ -193,12 +192,21 @@ def test_classes_that_both_want_the_device_get_it_by_weight() -> None:
     assert abs(rows[0] / rows.total() - wanted) < 0.1
 
 
+def test_turns_of_equal_cost_follow_the_weights() -> None:
+    shares, turns = Shares(), Counter[int]()
+    for _ in range(500):
+        rank = shares.owed({0, 1})[0]
+        turns[rank] += 1
+        shares.charge({0: 3.0 * (rank == 0), 1: 3.0 * (rank == 1)})
+    assert abs(turns[0] / turns[1] - WEIGHTS[0] / WEIGHTS[1]) < 0.1
+
+
 def test_a_class_that_was_away_is_owed_nothing_for_it() -> None:
     shares = Shares()
     for _ in range(1000):
-        shares.charge(1, 8.0)
+        shares.charge({0: 0.0, 1: 8.0})
     assert shares.owed({0, 1}) == [0, 1]
-    shares.charge(0, 64.0)  # more than bulk has had lately, far less than it has had in all
+    shares.charge({0: 64.0, 1: 0.0})  # more than bulk has had lately, far less than it has had in all
     assert shares.owed({0, 1}) == [1, 0]
 
 

@@ -207,6 +207,16 @@ async def test_an_unexpected_error_costs_one_image(repository: Path, monkeypatch
     assert [(event.reason, event.status) for event in events if isinstance(event, Failed)] == [("INTERNAL", "INTERNAL")]
 
 
+async def test_nothing_is_captioned_written_or_encoded_twice(repository: Path) -> None:
+    async with serving(repository) as pipeline:
+        wanted = item(pipeline, mode=Mode.REWRITE)
+        first = await events_of(pipeline, wanted)
+        before = {stage: pipeline.device.counts[stage].batches for stage in ("vision", "caption", "write", "text")}
+        assert pixels(await events_of(pipeline, wanted)) == pixels(first)
+        assert {stage: pipeline.device.counts[stage].batches for stage in before} == before
+    assert all(before.values())
+
+
 async def test_a_stage_holds_a_bounded_number_of_tasks(repository: Path, sessions: dict[str, FakeSession]) -> None:
     async with serving(repository) as pipeline:
         denoiser: Any = pipeline.device._engines["denoise"]

@@ -12,11 +12,12 @@ from families import fake_repository
 
 from captory_engine import profiles
 from captory_engine.assembly import EngineConfig, num_lanes, open_sessions
+from captory_engine.errors import OutOfMemory
 from captory_engine.family import LocatedFamily, find_family
 from captory_engine.profiles import Curve, cache_path, fitting, load, measure, measured, save
 from captory_engine.scheduler import Profile
 from captory_engine.sessions.base import TensorSpec
-from captory_engine.sessions.fake import FakeSession
+from captory_engine.sessions.fake import Call, FakeSession
 
 
 def curve(ms_per_row: dict[int, float]) -> Curve:
@@ -61,6 +62,16 @@ def test_a_point_is_measured_for_every_batch_that_the_session_takes() -> None:
     assert list(found.ms_per_row) == [1, 2, 4, 8][: len(found.ms_per_row)]
     assert (found.digest, found.backend, found.num_lanes) == (session.digest, "fake", 2)
     assert max(session.batches) <= 8
+
+
+def test_a_batch_that_does_not_fit_into_memory_is_the_last_that_is_tried() -> None:
+    def fault(call: Call) -> None:
+        if call.batch > 4:
+            raise OutOfMemory("OUT_OF_MEMORY", "too many rows")
+
+    session = unet(max_batch=64)
+    session.faults.append(fault)
+    assert max(measure("unet", session, 0, 1, num_passes=1, min_s=0.0).ms_per_row) <= 4
 
 
 def test_only_the_same_graph_backend_shape_and_lanes_fit(caplog: pytest.LogCaptureFixture) -> None:

@@ -80,8 +80,12 @@ class Denoiser:
         sample = x * per_row(coefficients[:, 0], x)
         output, computed = self._predict(tasks, sample, slots)
         x, denoised = advance(x, output, slots["denoised"][taken], coefficients)
+        seen = self._look(tasks, x)  # before anything is written or counted: a device's errors show here
         slots["x"][taken], slots["denoised"][taken] = x, denoised
-        self._advance(tasks, x)
+        for task in tasks:
+            task.step += 1
+        for task, latents in seen:
+            _end(task, latents)
         return computed
 
     def retire(self, task: DenoiseTask) -> None:
@@ -100,10 +104,9 @@ class Denoiser:
 
     def _enter(self, task: DenoiseTask, slots: Slots) -> None:
         if task.slot is None:
-            task.slot = slots.take()
-            noise = gaussian_noise(task.seed, task.shape) * task.plan.start_scale
-            slots["x"][task.slot] = self._arrays.from_host(noise)
-            slots["texts"][task.slot] = self._arrays.from_host(np.stack([task.text, task.negative_text]))
+            noise = self._arrays.from_host(gaussian_noise(task.seed, task.shape) * task.plan.start_scale)
+            texts = self._arrays.from_host(np.stack([task.text, task.negative_text]))
+            task.slot = slots.take(x=noise, texts=texts)
 
     def _predict(self, tasks: Sequence[DenoiseTask], sample: Any, slots: Slots) -> tuple[Any, int]:
         """The network's guided output for every task, [B, C, H, W], and the rows computed.
@@ -129,22 +132,23 @@ class Denoiser:
             output[rows] = guide(output[rows], outputs["out_sample"][len(tasks) :], scales)
         return output, computed
 
-    def _advance(self, tasks: Sequence[DenoiseTask], x: Any) -> None:
-        """Count the step. A row that is not finite stays so to its end, so off the host only ended rows are looked at.
+    def _look(self, tasks: Sequence[DenoiseTask], x: Any) -> list[tuple[DenoiseTask, Array]]:
+        """Tasks with their latents after this step, on the host.
 
-        On the host every row is looked at, and a bad one ends at once.
+        On the host every row is looked at, and a bad one ends at once. Elsewhere only rows that end come back: one
+        that is not finite stays so to its end.
         """
-        for task in tasks:
-            task.step += 1
         if self._arrays.on_host:
-            self._end(tasks, self._arrays.to_host(x))
-        elif ended := [row for row, task in enumerate(tasks) if task.step == task.plan.num_steps]:
-            latents = self._arrays.to_host(x[self._arrays.from_host(np.array(ended))])
-            self._end([tasks[row] for row in ended], latents)
+            return list(zip(tasks, self._arrays.to_host(x), strict=True))
+        ending = [row for row, task in enumerate(tasks) if task.step + 1 == task.plan.num_steps]
+        if not ending:
+            return []
+        latents = self._arrays.to_host(x[self._arrays.from_host(np.array(ending))])
+        return [(tasks[row], one) for row, one in zip(ending, latents, strict=True)]
 
-    def _end(self, tasks: Sequence[DenoiseTask], latents: Array) -> None:
-        for row, task in enumerate(tasks):
-            if not np.isfinite(latents[row]).all():
-                task.error = BadOutput("NON_FINITE", "the denoiser gave NaN or Inf")
-            elif task.step == task.plan.num_steps:
-                task.result = latents[row] * task.plan.final_scale
+
+def _end(task: DenoiseTask, latents: Array) -> None:
+    if not np.isfinite(latents).all():
+        task.error = BadOutput("NON_FINITE", "the denoiser gave NaN or Inf")
+    elif task.step == task.plan.num_steps:
+        task.result = latents * task.plan.final_scale

@@ -38,14 +38,21 @@ class Slots:
         """Slots in use."""
         return self._capacity - len(self._free)
 
-    def take(self) -> int:
-        """A free slot, its rows zeroed. Raises `Exhausted` when there is none."""
+    def take(self, **rows: Any) -> int:
+        """A free slot with these rows, by table; the others are zeroed. Raises `Exhausted` when there is none.
+
+        Whatever fails while it is written, the slot is free again.
+        """
         with self._lock:
             if not self._free:
                 raise Exhausted("SLOTS", f"all {self._capacity} slots are in use", retry_after_s=1.0)
             slot = heappop(self._free)
-        for table in self._tables.values():
-            table[slot] = 0
+        try:
+            for name, table in self._tables.items():
+                table[slot] = rows.get(name, 0)
+        except BaseException:
+            self.give(slot)
+            raise
         return slot
 
     def give(self, slot: int) -> None:

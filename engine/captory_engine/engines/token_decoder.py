@@ -98,9 +98,7 @@ class TokenDecoder:
         slots = self._table(tasks[0])
         for task in tasks:
             if task.slot is None:
-                task.slot = slots.take()
-                for name, array in task.context.items():
-                    slots[name][task.slot] = array
+                task.slot = slots.take(**task.context)
         return slots
 
     def _table(self, task: TokenTask) -> Slots:
