@@ -86,12 +86,15 @@ $(DEV)/.ready: pyproject.toml
 	$(DEV)/bin/python -m pip install $(PIP_FLAGS) -e '.[lint]'
 	@touch $@
 
-# The peers of the benchmarks beside Captory; torch first here too.
+# torch first here too. A peer that cannot be installed is left out, and its benchmark says so.
 $(BENCH)/.ready: pyproject.toml
 	$(PYTHON) -m venv $(BENCH)
 	$(BENCH)/bin/python -m pip install $(PIP_FLAGS) --upgrade pip
 	$(BENCH)/bin/python -m pip install $(PIP_FLAGS) $(if $(TORCH_INDEX),--index-url $(TORCH_INDEX)) $(TORCH)
 	$(BENCH)/bin/python -m pip install $(PIP_FLAGS) -e '.[bench]'
+	-$(BENCH)/bin/python -m pip install $(PIP_FLAGS) -e '.[bench-litserve]'
+	-$(BENCH)/bin/python -m pip install $(PIP_FLAGS) -e '.[bench-ray]'
+	-$(BENCH)/bin/python -m pip install $(PIP_FLAGS) -e '.[bench-loadgen]'
 	@touch $@
 
 clean:

@@ -50,6 +50,8 @@ def kernels(figures: Mapping[str, Figures]) -> str:
 
 
 def _int8(int8: Figures) -> str:
+    if "missing" in int8:
+        return f"int8 was not measured: {int8['missing']}."
     rows = [
         (
             f"{name}: {one['how']}",

@@ -19,13 +19,17 @@ from captory_client.client import MAX_IN_FLIGHT, Client
 LOAD = 0.05  # of the bulk job's rate
 SPARE = 1.3  # photographs of a bulk job over those that its rate so far would take
 # Batches of scenes that no other part of the benchmark takes.
-INTERACTIVE_SCENES, BULK_SCENES, PROBE_SCENES = 2000, 3000, 4000
+ALONE_SCENES, BESIDE_SCENES, BULK_SCENES, PROBE_SCENES = 2000, 2500, 3000, 4000
 
 
 class Shared(NamedTuple):
-    """One round: interactive items alone and beside bulk, and bulk's images a second without and with them."""
+    """One round: interactive items alone and beside bulk, and bulk's images a second without and with them.
 
-    jobs: list[Painting]
+    Both times there are as many items, of the same steps, due at the same moments, but of other scenes: no cache helps.
+    """
+
+    alone_jobs: list[Painting]
+    beside_jobs: list[Painting]
     alone: Outcome
     beside: Outcome
     bulk_alone_per_s: float
@@ -75,28 +79,32 @@ class Bulk:
 
 @asynccontextmanager
 async def saturated(served: Served, photos: Sequence[Photo], plan: Plan) -> AsyncIterator[Bulk]:
-    """The server under a bulk job that has settled; the job ends with the context."""
+    """The server under a bulk job that has settled; the job ends with the context. Raises `ArmFailed`."""
     bulk = Bulk(served, photos, plan.steps)
-    async with asyncio.TaskGroup() as group:
-        running = group.create_task(bulk.run())
-        await asyncio.sleep(plan.settle_s)
-        yield bulk
-        running.cancel()
+    try:
+        async with asyncio.TaskGroup() as group:
+            running = group.create_task(bulk.run())
+            await asyncio.sleep(plan.settle_s)
+            yield bulk
+            running.cancel()
+    except* ArmFailed as failed:
+        raise failed.exceptions[0] from None
 
 
 async def share(served: Served, plan: Plan, index: int) -> Shared:
     """One round."""
-    jobs, arrivals = _trickle(plan, index)
+    alone_jobs, beside_jobs = _trickle(plan, ALONE_SCENES + index), _trickle(plan, BESIDE_SCENES + index)
+    arrivals = poisson_arrivals(LOAD * plan.bulk_rate_per_s, plan.num_interactive, seed=index)
     duration_s = plan.settle_s + 2 * plan.window_s + arrivals[-1]
     bulk_photos = photos(ceil(SPARE * plan.bulk_rate_per_s * duration_s) + MAX_IN_FLIGHT, BULK_SCENES + index)
-    alone = await served.open_loop(jobs, arrivals)
+    alone = await served.open_loop(alone_jobs, arrivals)
     async with saturated(served, bulk_photos, plan) as bulk:
         before = await bulk.rate_over(plan.window_s)
         started_s = time.perf_counter()
-        beside = await served.open_loop(jobs, arrivals)
+        beside = await served.open_loop(beside_jobs, arrivals)
         during = bulk.rate_since(started_s)
         after = await bulk.rate_over(plan.window_s)
-    return Shared(jobs, alone, beside, (before + after) / 2, during)
+    return Shared(alone_jobs, beside_jobs, alone, beside, (before + after) / 2, during)
 
 
 async def probe(served: Served, plan: Plan, num: int) -> list[int]:
@@ -111,7 +119,6 @@ async def probe(served: Served, plan: Plan, num: int) -> list[int]:
         return [(await served.open_loop([job], [0.0])).denoiser.batches - 1 for job in items]
 
 
-def _trickle(plan: Plan, index: int) -> tuple[list[Painting], list[float]]:
-    """Interactive items with the uniform job's steps, and when they are due."""
-    jobs = [replace(job, steps=plan.steps) for job in paintings(plan.num_interactive, INTERACTIVE_SCENES + index)]
-    return jobs, poisson_arrivals(LOAD * plan.bulk_rate_per_s, len(jobs), seed=index)
+def _trickle(plan: Plan, scenes: int) -> list[Painting]:
+    """Interactive items with the uniform job's steps."""
+    return [replace(job, steps=plan.steps) for job in paintings(plan.num_interactive, scenes)]

@@ -30,8 +30,7 @@ from captory_bench.served import Served, server_options, serving
 from captory_bench.workload import Painting, paintings, photos
 
 LOAD = 0.7  # of the measured capacity of the served arm of mixed steps and guidance
-WARM_UP, TRIAL, OPEN_LOOP = 0, 1, 1000  # batches of scenes; rounds count from 2
-FIRST_ROUND = 2
+WARM_UP, TRIAL, FIRST_ROUND, GUIDANCE, OPEN_LOOP = 0, 1, 2, 500, 1000  # batches of scenes; the last three count up
 WARM_UP_ITEMS = 8
 
 Say = Callable[[str], object]
@@ -100,9 +99,10 @@ async def _round(settings: Settings, measured: Measured, served: Served, index: 
 
 
 def _arms(settings: Settings, measured: Measured, served: Served, scenes: int) -> dict[str, Arm]:
-    """Every arm over the items of one batch of scenes."""
+    """Every arm over one batch of scenes; those of mixed guidance over another, so that no text is encoded yet."""
     way, steps, num = measured.way, measured.steps, settings.num_images
-    items, jobs, guidance = photos(num, scenes), paintings(num, scenes), paintings(num, scenes, mixed_guidance=True)
+    items, jobs = photos(num, scenes), paintings(num, scenes)
+    guidance = paintings(num, GUIDANCE + scenes, mixed_guidance=True)
     ready = bare_loop.prepare(way.crew.graphs, items)
     fixed, grouped = request_level.run_fixed, request_level.run_grouped
     return {

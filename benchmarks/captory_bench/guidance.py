@@ -1,6 +1,7 @@
 """`captory bench guidance`: guidance at some noise levels only, against guidance at all: speed, and what is painted.
 
-Outside its interval an item has no unconditional row. Quality is what the oracle of the picture world reads in the
+Outside its interval an item has no unconditional row. Texts are encoded before the clock starts, so that no interval
+pays for those that come after it. Quality is what the oracle of the picture world reads in the
 images, as `captory eval picto` measures it: over all rounds, each on fresh scenes, the same for every arm.
 """
 
@@ -90,6 +91,7 @@ async def _round(
     served: Served, scenes: Sequence[Scene], measured: Measured, index: int, say: Say
 ) -> dict[Interval, Outcome]:
     """Every interval once over the same scenes; every other round the other way round."""
+    await served.paintings(_jobs(scenes, 1, CONSTANT))  # all intervals find their texts encoded
     outcomes = {}
     for interval in INTERVALS if index % 2 == 0 else reversed(INTERVALS):
         outcomes[interval] = await served.paintings(_jobs(scenes, measured.steps, interval))

@@ -44,7 +44,7 @@ def compare(repository: Path, name: str, *, num_scenes: int, num_rows: int, num_
     try:
         import onnx  # noqa: F401  # ONNX Runtime's quantiser needs it
     except ImportError:
-        return {"missing": "onnx is not installed; the extra `export` brings it"}
+        return {"missing": "onnx is not installed; the extra `bench` brings it"}
     root, family = find_family(repository, name)
     scenes = _scenes(num_scenes, SCENES_SEED)
     vision, decoder = (open_model(root, model) for model in (family.captioner.vision, family.captioner.decoder))

@@ -116,15 +116,15 @@ class _Bench:
         """The highest Poisson rate that holds, then the run that is reported, at less if it does not hold for long."""
         top = self.measured.offline[-1].samples_per_s
 
-        async def holds(rate_per_s: float) -> bool:
+        async def held(rate_per_s: float) -> bool:
             verdict = await self._poisson(served, rate_per_s, self.settings.seconds)
             self.measured.searched.append(verdict)
-            return self._holds(verdict)
+            return holds(verdict, self.settings.bound_s)
 
-        found = await highest(holds, LOWEST * top, top, self.settings.num_probes)
+        found = await highest(held, LOWEST * top, top, self.settings.num_probes)
         for rate_per_s in [found * BACK_OFF**times for times in range(MAX_BACK_OFFS)] if found else []:
             verdict = await self._poisson(served, rate_per_s, self.settings.final_seconds)
-            if self._holds(verdict):
+            if holds(verdict, self.settings.bound_s):
                 self.measured.server = verdict
                 return
             self.measured.searched.append(verdict)
@@ -140,9 +140,6 @@ class _Bench:
                 f"round {index + 1}, {multiple} x: {load.goodput_per_s(self.settings.bound_s):.2f} images/s in time"
             )
         return loads
-
-    def _holds(self, verdict: Verdict) -> bool:
-        return verdict.p99_s <= self.settings.bound_s and verdict.num_failed == 0
 
     async def _poisson(self, served: Served, rate_per_s: float, seconds: float) -> Verdict:
         if self.measured.with_loadgen:
@@ -174,7 +171,14 @@ class _Bench:
         return verdict
 
     def _check(self, name: str, jobs: Sequence[Painting], outcome: Outcome) -> None:
-        fold(self.measured.agreement, name, check_paintings(self.reference, jobs, outcome))
+        """Nothing is compared where every call failed or was refused: such a run neither holds nor has goodput."""
+        if jobs:
+            fold(self.measured.agreement, name, check_paintings(self.reference, jobs, outcome))
+
+
+def holds(verdict: Verdict, bound_s: float) -> bool:
+    """Whether every call of a run gave an image, and p99 is within the bound."""
+    return verdict.p99_s <= bound_s and verdict.num_failed == 0
 
 
 async def highest(holds: Callable[[float], Awaitable[bool]], low: float, high: float, num_probes: int) -> float | None:

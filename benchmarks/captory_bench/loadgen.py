@@ -47,7 +47,7 @@ def installed() -> bool:
 async def run_loadgen(
     scenario: str, address: str, *, steps: int, rate_per_s: float, seconds: float, bound_s: float
 ) -> Verdict:
-    """One run in a child process. Raises `ArmFailed` when it breaks."""
+    """One run in a child process. Raises `ArmFailed` when it breaks, or when a query of Offline fails."""
     with TemporaryDirectory(prefix="captory-loadgen-") as folder:
         run = LoadRun(scenario, address, folder, steps, rate_per_s, seconds, bound_s)
         process = await asyncio.create_subprocess_exec(
@@ -61,11 +61,15 @@ async def run_loadgen(
             raise ArmFailed(f"LoadGen's {scenario} run did not end") from None
         if process.returncode != 0:
             raise ArmFailed(f"LoadGen's {scenario} run ended with {process.returncode}: {words.decode()[-1000:]}")
-        return _read(run, Path(folder))
+        return read_run(run, Path(folder))
 
 
-def _read(run: LoadRun, folder: Path) -> Verdict:
+def read_run(run: LoadRun, folder: Path) -> Verdict:
+    """What a run has left in its folder. Raises `ArmFailed` when a query of Offline has failed."""
     summary = read_summary((folder / SUMMARY).read_text())
+    failures = json.loads((folder / FAILURES).read_text())
+    if failures and run.scenario == OFFLINE:  # LoadGen counts a failed query as a sample
+        raise ArmFailed(f"{len(failures)} queries of LoadGen's {OFFLINE} run failed: {failures[0]}")
     kept, jobs = Outcome(), []
     for path in sorted(folder.glob("*.png")):
         index, seed = map(int, path.stem.split("-"))
@@ -77,7 +81,7 @@ def _read(run: LoadRun, folder: Path) -> Verdict:
         rate_per_s=run.rate_per_s,
         samples_per_s=float(summary[SAMPLES_PER_S[run.scenario]]),
         p99_s=float(summary["99.00 percentile latency (ns)"]) / 1e9,
-        num_failed=len(json.loads((folder / FAILURES).read_text())),
+        num_failed=len(failures),
         result=summary["Result is"],
         jobs=tuple(jobs),
         kept=kept,

@@ -8,9 +8,12 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
 import sys
 import threading
+import traceback
 from collections.abc import AsyncGenerator, Sequence
+from concurrent.futures import Future
 from dataclasses import asdict, dataclass
 from functools import lru_cache
 from importlib import import_module
@@ -81,8 +84,10 @@ class Stub:
         """Close the connection."""
         self._call(self._client.__aexit__()).result()
 
-    def _call(self, coroutine: Any) -> Any:
-        return asyncio.run_coroutine_threadsafe(coroutine, self._loop)
+    def _call(self, coroutine: Any) -> Future[Any]:
+        future: Future[Any] = asyncio.run_coroutine_threadsafe(coroutine, self._loop)
+        future.add_done_callback(end_at_error)
+        return future
 
     async def _ask(self, query_id: int, index: int) -> None:
         """One unary call, interactive."""
@@ -120,6 +125,14 @@ class Stub:
             self._kept += 1
             name = f"{index}-{image.provenance.seed}.png"
             (Path(self._run.folder) / name).write_bytes(image.data)
+
+
+def end_at_error(future: Future[Any]) -> None:
+    """End the process with the words of what nobody foresaw: LoadGen would wait for ever for the query's answer."""
+    if error := future.exception():
+        traceback.print_exception(error)
+        sys.stderr.flush()
+        os._exit(1)
 
 
 def main(run: LoadRun) -> None:

@@ -1,15 +1,18 @@
-"""On what was measured: hardware, versions, load."""
+"""On what was measured: hardware, versions, the commit, load."""
 
 from __future__ import annotations
 
 import os
 import platform
+import shutil
+import subprocess
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
 from captory_engine.sessions.options import available_cpus
 
+RESULTS = "benchmarks/results"  # what a run has just written there does not make its tree another
 PACKAGES = ("captory", "onnxruntime", "numpy", "grpcio", "protobuf", "pillow")
 
 
@@ -23,8 +26,27 @@ def describe_machine(num_threads: int) -> dict[str, Any]:
         "system": platform.platform(),
         "python": platform.python_version(),
         "versions": {name: package_version(name) for name in PACKAGES},
+        "commit": _commit(),
         "load_average": [round(load, 2) for load in os.getloadavg()],
     }
+
+
+def _commit() -> str | None:
+    """That of the checkout which this file is in, with `-dirty` when the tree is not clean; None without one."""
+    git, root = shutil.which("git"), Path(__file__).resolve().parents[2]
+    if git is None or not (root / ".git").exists():
+        return None
+
+    def ask(*words: str) -> str:
+        return subprocess.run(  # noqa: S603 - git, and words of ours
+            [git, "-C", str(root), *words], capture_output=True, text=True, check=True
+        ).stdout.strip()
+
+    try:
+        changed = ask("status", "--porcelain", "--", ".", f":!{RESULTS}")
+        return ask("rev-parse", "HEAD") + ("-dirty" if changed else "")
+    except subprocess.CalledProcessError:  # git does not trust the folder, or there is no commit yet
+        return None
 
 
 def cpu_seconds(pid: int) -> float:

@@ -19,7 +19,8 @@ def machine_words(machine: Figures) -> str:
     """On what a table's figures were measured."""
     versions = ", ".join(f"{name} {number}" for name, number in machine["versions"].items())
     load = ", ".join(f"{load:g}" for load in machine["load_average"])
+    commit = f"; commit {machine['commit']}" if machine.get("commit") else ""
     return (
         f"*{machine['cpu']}, {machine['cpus']} CPUs, {machine['memory_gib']} GiB, {machine['system']}, "
-        f"Python {machine['python']}, {versions}; load average at the end {load}.*"
+        f"Python {machine['python']}, {versions}{commit}; load average at the end {load}.*"
     )

@@ -65,15 +65,15 @@ def wire_share(account: Account) -> dict[str, Any]:
     """Of all CPU time, the caller's included: what images and messages cost on their way in and out.
 
     That is the caller, the image codecs, gRPC's threads, and of the event loop the share that it spends at those and
-    at asyncio's own turning.
+    at asyncio's own turning. A thread that there was none of has spent nothing.
     """
     spent = {"caller": account.caller_cpu_s, **account.cpu_s}
     spent.pop("probe", None)
     of_loop = sum(share for name, share in _layers(account).items() if name in WIRE_LAYERS)
-    wire = sum(spent[name] for name in WIRE_THREADS) + of_loop * spent["event loop"]
+    wire = sum(spent.get(name, 0.0) for name in WIRE_THREADS) + of_loop * spent["event loop"]
     return {
         "share": wire / sum(spent.values()),
-        "all_but_graphs_share": 1 - (spent["lanes"] + spent["other"]) / sum(spent.values()),
+        "all_but_graphs_share": 1 - (spent.get("lanes", 0.0) + spent.get("other", 0.0)) / sum(spent.values()),
         "ms_per_image": {name: 1000 * seconds / account.num_items for name, seconds in sorted(spent.items())},
         "images": account.num_items,
     }

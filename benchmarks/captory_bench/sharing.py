@@ -108,9 +108,10 @@ async def _mixed_stream(
 async def _classes(measured: Measured, served: Served, reference: Way, plan: Plan, index: int, say: Say) -> None:
     shared = await share(served, plan, index)
     measured.shared.append(shared)
-    for name, outcome in (("interactive alone", shared.alone), ("interactive beside bulk", shared.beside)):
-        measured.complete &= len(outcome.images) == len(shared.jobs)
-        fold(measured.agreement, name, check_paintings(reference, shared.jobs, outcome))
+    alone, beside = (shared.alone_jobs, shared.alone), (shared.beside_jobs, shared.beside)
+    for name, (jobs, outcome) in {"interactive alone": alone, "interactive beside bulk": beside}.items():
+        measured.complete &= len(outcome.images) == len(jobs)
+        fold(measured.agreement, name, check_paintings(reference, jobs, outcome))
     say(
         f"classes {index + 1}: bulk {shared.bulk_alone_per_s:.2f} alone, {shared.bulk_beside_per_s:.2f} images/s shared"
     )

@@ -131,11 +131,12 @@ def agreement_table(checks: dict[str, Any]) -> Table:
 
 
 def machine_line(machine: dict[str, Any]) -> str:
-    """The machine and its load, in words."""
+    """The machine, the commit and the load, in words; older figures and installed packages have no commit."""
     versions = ", ".join(f"{name} {number}" for name, number in machine["versions"].items())
     load = ", ".join(f"{load:g}" for load in machine["load_average"])
     noise = "; more work than CPUs: times are noisy" if machine["load_average"][1] > 2 * machine["cpus"] else ""
+    commit = f"; commit {machine['commit']}" if machine.get("commit") else ""
     return (
         f"{machine['cpu']}, {machine['cpus']} CPUs, {machine['threads']} threads, {machine['memory_gib']} GiB; "
-        f"{machine['system']}; Python {machine['python']}, {versions}; load average at the end {load}{noise}"
+        f"{machine['system']}; Python {machine['python']}, {versions}{commit}; load average at the end {load}{noise}"
     )

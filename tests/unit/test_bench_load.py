@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import json
+from concurrent.futures import Future
+from dataclasses import replace
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -10,11 +13,14 @@ from families import fake_repository
 
 from captory_bench import load, loadgen_child
 from captory_bench.arrivals import poisson_arrivals_within
-from captory_bench.load import Measured, Settings, highest, measure
+from captory_bench.load import Measured, Settings, highest, holds, measure
 from captory_bench.load_client import REFUSED, Answer, Load
 from captory_bench.load_report import load_tables, summarise
-from captory_bench.loadgen import Verdict, read_summary
+from captory_bench.loadgen import SUMMARY as SUMMARY_FILE
+from captory_bench.loadgen import Verdict, read_run, read_summary
+from captory_bench.loadgen_child import FAILURES, OFFLINE, SERVER, LoadRun
 from captory_bench.outcome import Agreement
+from captory_bench.served import ArmFailed
 from captory_bench.workload import Painting
 from captory_proto.v1 import captory_pb2 as pb
 
@@ -28,6 +34,7 @@ MLPerf Results Summary
 SUT name : PySUT
 Scenario : Server
 Completed samples per second    : 7.44
+Samples per second: 8.5
 Result is : INVALID
   Min duration satisfied : Yes
 Recommendations:
@@ -118,6 +125,38 @@ def test_the_summary_is_read() -> None:
     assert summary["99.00 percentile latency (ns)"] == "104753417"
 
 
+def finished(folder: Path, scenario: str, failures: list[str]) -> LoadRun:
+    (folder / SUMMARY_FILE).write_text(SUMMARY)
+    (folder / FAILURES).write_text(json.dumps(failures))
+    return LoadRun(scenario, "", str(folder), 8, 1.0, 1.0, 1.0)
+
+
+def test_failed_queries_are_no_samples(tmp_path: Path) -> None:
+    assert read_run(finished(tmp_path, OFFLINE, []), tmp_path).samples_per_s == 8.5
+    with pytest.raises(ArmFailed, match="1 queries of LoadGen's Offline run failed: no room"):
+        read_run(finished(tmp_path, OFFLINE, ["no room"]), tmp_path)
+    verdict = read_run(finished(tmp_path, SERVER, ["no room"]), tmp_path)
+    assert verdict.num_failed == 1
+    assert not holds(verdict, bound_s=1.0)
+    assert holds(replace(verdict, num_failed=0), bound_s=1.0)
+    assert not holds(replace(verdict, num_failed=0), bound_s=0.1)
+
+
+def test_an_error_that_nobody_foresaw_ends_the_child(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    codes: list[int] = []
+    monkeypatch.setattr(loadgen_child.os, "_exit", codes.append)
+    good, bad = Future[None](), Future[None]()
+    good.set_result(None)
+    bad.set_exception(KeyError("a field"))
+    loadgen_child.end_at_error(good)
+    assert codes == []
+    loadgen_child.end_at_error(bad)
+    assert codes == [1]
+    assert "KeyError: 'a field'" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize("with_loadgen", [False, True])
 async def test_a_tiny_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, with_loadgen: bool) -> None:
     if with_loadgen and find_spec(loadgen_child.MODULE) is None:
@@ -126,7 +165,7 @@ async def test_a_tiny_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, with_
     settings = Settings(
         fake_repository(tmp_path),
         backend="fake",
-        bound_s=5.0,
+        bound_s=60.0,
         seconds=0.3,
         final_seconds=0.3,
         num_probes=1,
@@ -137,5 +176,6 @@ async def test_a_tiny_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, with_
     assert figures["checks"]["ok"]
     assert figures["offline"]["samples_per_s"] > 0
     assert figures["server"]["rate_per_s"] > 0
-    assert figures["goodput"]["1"][0]["goodput_per_s"] > 0
+    assert figures["goodput"]["1"][0]["sent"] > 0
+    assert figures["goodput"]["1"][0]["failed"] == 0
     assert ("not installed" in figures["loadgen"]) == (not with_loadgen)

@@ -84,6 +84,12 @@ def test_the_wire_s_share_leaves_out_graphs_and_the_scheduler() -> None:
     assert share["all_but_graphs_share"] == pytest.approx(0.1)
 
 
+def test_threads_that_there_were_none_of_have_spent_nothing() -> None:
+    share = wire_share(Account(10, {"event loop": 2.0}, {"messages": 1}, 2.0))
+    assert share["share"] == pytest.approx(1)
+    assert share["all_but_graphs_share"] == pytest.approx(1)
+
+
 def test_this_process_s_time_is_its_threads() -> None:
     before = cpu_by_role()["event loop"]
     while cpu_by_role()["event loop"] <= before:

@@ -258,7 +258,7 @@ async def test_the_best_setting_is_chosen_by_a_trial_of_all(conditions: Conditio
         assert started == [*settings, Setting(16, 0.02, 2, 1)]
         assert contender.settings.startswith("batches of up to 16 within 20 ms, 2 workers of 1 threads")
         assert "2.0 s, against 3.0 s for batches of up to 8" in contender.settings
-    assert len(candidates(1)) == len(set(candidates(1))) == 2
+    assert len(candidates(1)) == len(set(candidates(1))) == 3
 
 
 def test_an_opener_is_found_by_name_and_its_absence_has_a_reason(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections import Counter
 from dataclasses import replace
 from pathlib import Path
+from unittest.mock import Mock
 
 import numpy as np
 import pytest
 
-from captory_bench.classes import Shared
+from captory_bench.classes import Bulk, Plan, Shared, saturated
 from captory_bench.coscheduling import Job, Look, window
 from captory_bench.outcome import Agreement, Outcome, Times
-from captory_bench.served import ArmFailed
+from captory_bench.served import ArmFailed, Served
 from captory_bench.sharing import Measured, Settings, measure, mixed_jobs
 from captory_bench.sharing_report import sharing_tables, summarise
 from captory_bench.stats import Stats, read_stats, total
@@ -80,6 +82,16 @@ def test_samplers_are_mixed_apart_from_steps_and_guidance() -> None:
     assert [replace(job, sampler="") for job in jobs] == paintings(96, 1, mixed_guidance=True)
 
 
+async def test_a_bulk_job_that_fails_is_told_by_itself(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def fail(self: Bulk) -> None:
+        raise ArmFailed("bulk: an item failed")
+
+    monkeypatch.setattr(Bulk, "run", fail)
+    with pytest.raises(ArmFailed, match="an item failed"):
+        async with saturated(Served("", 0, Mock()), [], Plan(1, 1, 1.0, 0.0, 0.0)):
+            await asyncio.Event().wait()
+
+
 @pytest.fixture
 def measured() -> Measured:
     images = {"a": np.zeros((2, 2, 3), np.uint8)}
@@ -88,7 +100,7 @@ def measured() -> Measured:
     beside = replace(alone, latencies={str(ms): ms / 400 for ms in range(101)})
     beside.denoiser.batch_rows.update({4: 3, 16: 5})
     job = Job(replace(alone, denoiser=mixed.denoiser), window(LOOKS, 4.5))
-    shared = Shared(paintings(1, 1), alone, beside, 20.0, 18.0)
+    shared = Shared(paintings(1, 1), paintings(1, 2), alone, beside, 20.0, 18.0)
     options = ["--repository", "somewhere", "--threads", "0"]
     return Measured(options, 2, CAPS, [job], [shared], [mixed], [2, 3, 4], {"bulk job": SAME})
 

@@ -12,11 +12,12 @@ from typer.testing import CliRunner
 
 from captory_bench.blocks import BLOCKS
 from captory_bench.commands import bench
-from captory_bench.markdown import markdown_table
+from captory_bench.markdown import machine_words, markdown_table
 from captory_bench.pages import read_figures, rewrite, right_ones
 from captory_bench.plots import PLOTS, draw_all
 from captory_bench.suite import PARTS, Part, run_all, run_child
 from captory_bench.suite_report import summarise, summary_tables, write
+from captory_bench.tables import machine_line
 from captory_bench.targets import at_least, at_most
 
 PAGE = Path(__file__).parents[2] / "docs" / "performance.md"
@@ -189,6 +190,27 @@ def test_a_block_without_right_figures_is_left(tmp_path: Path, figures: dict[str
     assert "growth" not in written
     assert page.read_text().count("words of before") == 2
     assert "serve" not in right_ones(figures)
+
+
+def test_int8_that_was_not_measured_is_told(tmp_path: Path, figures: dict[str, dict]) -> None:
+    figures["kernels"]["int8"] = {"missing": "onnx is not installed"}
+    page = tmp_path / "performance.md"
+    page.write_text(PAGE.read_text())
+    assert "kernels" in rewrite(page, figures)
+    assert "int8 was not measured: onnx is not installed." in page.read_text()
+
+
+def test_a_wrong_peer_does_not_take_the_right_ones_along(figures: dict[str, dict]) -> None:
+    figures["peers"]["checks"] = {"ok": False}
+    assert "peers" in right_ones(figures)
+    figures["peers"]["peers"] = {}
+    assert "peers" not in right_ones(figures)
+
+
+def test_the_commit_is_told_where_there_is_one() -> None:
+    assert "commit" not in machine_words(MACHINE)
+    assert "; commit 0123abc-dirty; load" in machine_words(MACHINE | {"commit": "0123abc-dirty"})
+    assert "; commit 0123abc-dirty; load" in machine_line(MACHINE | {"commit": "0123abc-dirty"})
 
 
 def test_a_page_without_a_marker_is_told(tmp_path: Path, figures: dict[str, dict]) -> None:

@@ -1,6 +1,7 @@
 """`captory bench peers`: Captory and each peer in pairs, the same items in the same round, one after the other.
 
-A peer is started for its pair alone and stands still while Captory works. Scripts (diffusers) run the uniform job and
+A peer is started for its pair alone. It stands still while Captory works, except for Triton, which then only waits for
+requests. Scripts (diffusers) run the uniform job and
 prompts of mixed steps; servers run the uniform job, and mixed prompts under Poisson arrivals at equal p95.
 """
 

@@ -7,9 +7,11 @@ from contextlib import AbstractAsyncContextManager
 from captory_bench.contenders import Conditions, PerRequest
 from captory_bench.peers.hosting import open_hosted
 
-# Nothing is reported to anybody, and nothing runs that the arm does not need.
+# Nothing is reported to anybody, and nothing runs that the arm does not need. At the loopback address listens all but a
+# replica's own gRPC port, for which Ray has no setting.
 _QUIET = {
     "RAY_USAGE_STATS_ENABLED": "0",
+    "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",  # everywhere: a node of its own, at the loopback address
     "RAY_SERVE_ENABLE_HA_PROXY": "0",
     "RAY_enable_metrics_collection": "0",
 }

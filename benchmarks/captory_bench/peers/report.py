@@ -28,11 +28,12 @@ MIN_RATIOS = {
 
 
 def summarise(measured: Measured) -> dict[str, Any]:
-    """The figures as plain values. A peer that painted other images gets none."""
+    """The figures as plain values. A peer that painted other images, or not all that it should, gets none."""
     agreements = {name: agreement(versus) for name, versus in measured.peers.items()}
-    right = {name: versus for name, versus in measured.peers.items() if all(map(agrees, agreements[name].values()))}
-    wrong = dict.fromkeys(measured.peers.keys() - right.keys(), "its images are not Captory's: no figures")
     settings = measured.settings
+    faults = {name: _fault(versus, agreements[name], settings.num_images) for name, versus in measured.peers.items()}
+    right = {name: versus for name, versus in measured.peers.items() if not faults[name]}
+    wrong = {name: fault for name, fault in faults.items() if fault}
     return {
         "targets": [target.record() for name, versus in right.items() for target in targets(name, versus)],
         "peers": {name: _figures(versus) for name, versus in right.items()},
@@ -49,6 +50,13 @@ def summarise(measured: Measured) -> dict[str, Any]:
             complete=all(_complete(versus, settings.num_images) for versus in measured.peers.values()),
         ),
     }
+
+
+def _fault(versus: Versus, agreements: dict[str, Agreement], num_images: int) -> str:
+    """Why there are no figures of this peer; empty when all was right."""
+    if not all(map(agrees, agreements.values())):
+        return "its images are not Captory's: no figures"
+    return "" if _complete(versus, num_images) else "images are missing: no figures"
 
 
 def ratios(versus: Versus) -> dict[str, list[float]]:

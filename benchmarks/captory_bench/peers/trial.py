@@ -29,8 +29,11 @@ class Setting(NamedTuple):
 
 
 def candidates(num_threads: int) -> list[Setting]:
-    """A worker a thread, with two batch sizes, and one worker with all threads."""
-    shapes = (8, num_threads, 1), (16, num_threads, 1), (16, 1, num_threads)
+    """A worker a thread, with three batch sizes, and one worker with all threads.
+
+    The painter makes groups out of a batch, so a large one pays where steps are mixed.
+    """
+    shapes = (8, num_threads, 1), (16, num_threads, 1), (32, num_threads, 1), (16, 1, num_threads)
     return list(dict.fromkeys(Setting(size, WAIT_S, workers, threads) for size, workers, threads in shapes))
 
 

@@ -17,7 +17,7 @@ from tritonclient.utils import InferenceServerException
 
 from captory_bench.contenders import Conditions, PeerUnavailable, PerRequest, Reply
 from captory_bench.peers.children import Child
-from captory_bench.peers.trial import WAIT_S, Setting, best_of, candidates
+from captory_bench.peers.trial import Setting, best_of, candidates
 from captory_bench.peers.triton_repository import CAPTIONER, MODELS, PAINTER, write_repository
 from captory_bench.served import ArmFailed
 from captory_bench.workload import Painting, Photo
@@ -25,7 +25,6 @@ from captory_engine.errors import Unavailable
 from captory_engine.family import Painter, find_family
 from captory_export.triton.host import Installation, find_triton, triton_server
 
-LARGE_BATCH = 32
 _TYPES: dict[str, tuple[str, Any]] = {  # by the configuration's: the wire's and NumPy's
     "TYPE_STRING": ("BYTES", np.object_),
     "TYPE_INT32": ("INT32", np.int32),
@@ -80,9 +79,8 @@ async def open_triton(conditions: Conditions) -> AsyncIterator[PerRequest]:
         installation = find_triton()
     except Unavailable as error:
         raise PeerUnavailable(error.message) from None
-    # the painter makes groups out of a batch, so a larger one pays where steps are mixed
-    settings = [*candidates(conditions.num_threads), Setting(LARGE_BATCH, WAIT_S, conditions.num_threads, 1)]
-    async with best_of(settings, partial(start_triton, conditions, installation), conditions.steps) as contender:
+    start = partial(start_triton, conditions, installation)
+    async with best_of(candidates(conditions.num_threads), start, conditions.steps) as contender:
         yield contender
 
 
