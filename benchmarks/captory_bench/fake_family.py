@@ -8,6 +8,7 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 
 from captory_engine.manifest import write_manifest
 
+NO_TOKEN = 1000  # a caption that never ends early is never empty
 SPECIAL = ("<|pad|>", "<|bos|>", "<|eos|>", "<|short|>", "<|long|>", "<|rewrite|>", "<|face|>")
 VOCABULARY = 263
 SIZE_PX = 64
@@ -80,7 +81,7 @@ captioner:
   image_mean: [0.5, 0.5, 0.5]
   image_std: [0.5, 0.5, 0.5]
   bos_id: 1
-  eos_id: 2
+  eos_id: {NO_TOKEN}
   pad_id: 0
   prefixes: {{short: [1, 3], long: [1, 4]}}
   max_new_tokens: 8
