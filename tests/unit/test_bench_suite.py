@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -225,7 +226,8 @@ def test_plots_are_small_and_the_page_shows_them(tmp_path: Path, figures: dict[s
     files = draw_all(figures, tmp_path)
     assert files == [f"bench-{name}.png" for name in PLOTS]
     assert all(0 < (tmp_path / file).stat().st_size < 100_000 for file in files)
-    assert all(f"(images/{file})" in PAGE.read_text() for file in files)
+    drawn = {file for file in files if (PAGE.parent / "images" / file).exists()}
+    assert set(re.findall(r"\(images/(bench-\w+\.png)\)", PAGE.read_text())) == drawn
 
 
 def test_the_report_reads_a_folder(tmp_path: Path, figures: dict[str, dict]) -> None:
