@@ -46,7 +46,7 @@ class Profile:
 
     The `neck` is the stage whose batches are to be full; those before it feed it. `mixed_rows` bounds a batch in
     which bulk work rides along with interactive work, which it makes slower. `row_cost` is in one unit for all
-    stages. Whatever is measured, batches are of a multiple of `min_rows`.
+    stages. Whatever is measured, `max_rows` is a multiple of `min_rows`.
     """
 
     max_rows: int
