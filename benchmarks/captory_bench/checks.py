@@ -7,6 +7,8 @@ from typing import Any
 
 from captory_bench import bare_loop, request_level
 from captory_bench.bare_loop import Way
+from captory_bench.crews import Crew
+from captory_bench.graphs import Graphs
 from captory_bench.outcome import Agreement, Outcome, compare
 from captory_bench.targets import Target
 from captory_bench.workload import Painting, Photo
@@ -15,6 +17,12 @@ from captory_bench.workload import Painting, Photo
 MAX_MEAN_DIFFERENCE = 2.0  # grey levels of 255, the mean over an image
 MAX_OTHER_PROMPTS = 0.05  # of the items: a caption's word on the edge may fall to the other side
 NUM_SAMPLES = 8  # items of a run that are painted again
+REFERENCE_BATCH = 8
+
+
+def reference_way(graphs: Graphs) -> Way:
+    """The plain loop that timed images are held against: one worker, batches of one small size."""
+    return Way(Crew(graphs), REFERENCE_BATCH)
 
 
 def agrees(agreement: Agreement) -> bool:

@@ -11,8 +11,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from captory_bench.bare_loop import Way
-from captory_bench.checks import check_paintings, check_photos, fold
-from captory_bench.crews import Crew
+from captory_bench.checks import check_paintings, check_photos, fold, reference_way
 from captory_bench.graphs import open_graphs
 from captory_bench.outcome import Agreement, Outcome, Times, merged
 from captory_bench.served import Served, server_options, serving
@@ -22,7 +21,6 @@ from captory_engine.sessions.options import available_cpus
 FIRST_ROUND = 5000  # batches of scenes
 WARM_UP_ITEMS = 16
 FULL_IMAGES, FULL_SWEEP = (64, 512, 4096), 512
-REFERENCE_BATCH = 8
 
 Say = Callable[[str], object]
 
@@ -65,7 +63,7 @@ async def measure(settings: Settings, say: Say) -> Measured:
     """Run all sweeps. Raises `CaptoryError`, `ClientError` or `ArmFailed`."""
     graphs = open_graphs(settings.repository, settings.family, backend=settings.backend, num_threads=available_cpus())
     measured = Measured(settings.other_steps or graphs.painter.defaults.steps)
-    sweeps = _Sweeps(settings, measured, Way(Crew(graphs), REFERENCE_BATCH))
+    sweeps = _Sweeps(settings, measured, reference_way(graphs))
     options = server_options(settings.repository, settings.family, settings.backend, settings.num_threads)
     async with serving(options) as served:
         await served.photos(photos(WARM_UP_ITEMS, FIRST_ROUND - 1), measured.steps)

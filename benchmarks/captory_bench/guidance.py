@@ -11,9 +11,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from captory_bench.bare_loop import Way
-from captory_bench.checks import check_paintings, fold
-from captory_bench.crews import Crew
+from captory_bench.checks import check_paintings, fold, reference_way
 from captory_bench.graphs import open_graphs
 from captory_bench.outcome import Agreement, Outcome
 from captory_bench.served import ArmFailed, Served, server_options, serving
@@ -29,7 +27,6 @@ INTERVALS = (CONSTANT, (0.1, 0.8), (0.2, 0.8), (0.25, 0.75), (0.0, 0.6))
 FIRST_SEED, WARM_UP_SEED = 100, 99  # of fresh scenes; `captory eval` takes 0 unless told
 WARM_UP_ITEMS = 16
 FULL_IMAGES = 512
-REFERENCE_BATCH = 8
 
 Interval = tuple[float, float]
 Say = Callable[[str], object]
@@ -71,7 +68,7 @@ async def measure(settings: Settings, say: Say) -> Measured:
     """Paint and read. Raises `CaptoryError`, `ClientError`, and `ArmFailed`, also for a family without an oracle."""
     oracle = _oracle(settings.repository)
     graphs = open_graphs(settings.repository, settings.family, backend=settings.backend, num_threads=available_cpus())
-    reference, defaults = Way(Crew(graphs), REFERENCE_BATCH), graphs.painter.defaults
+    reference, defaults = reference_way(graphs), graphs.painter.defaults
     measured = Measured(settings.steps or defaults.steps, defaults.guidance_scale)
     options = server_options(settings.repository, settings.family, settings.backend, settings.num_threads)
     async with serving(options) as served:

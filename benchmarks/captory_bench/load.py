@@ -13,8 +13,7 @@ from pathlib import Path
 
 from captory_bench.arrivals import poisson_arrivals_within
 from captory_bench.bare_loop import Way
-from captory_bench.checks import NUM_SAMPLES, check_paintings, fold
-from captory_bench.crews import Crew
+from captory_bench.checks import NUM_SAMPLES, check_paintings, fold, reference_way
 from captory_bench.graphs import open_graphs
 from captory_bench.load_client import Load, kept, offer
 from captory_bench.loadgen import PACKAGE, Verdict, installed, run_loadgen
@@ -31,7 +30,6 @@ SPARE = 0.8  # of the items that the server finishes within the bound
 BACK_OFF, MAX_BACK_OFFS = 0.9, 6
 MULTIPLES = (1, 2, 10)
 FULL_SECONDS = 600.0
-REFERENCE_BATCH = 8
 
 Say = Callable[[str], object]
 
@@ -70,7 +68,7 @@ async def measure(settings: Settings, say: Say) -> Measured:
     """Run everything. Raises `CaptoryError`, `ClientError` or `ArmFailed`."""
     graphs = open_graphs(settings.repository, settings.family, backend=settings.backend, num_threads=available_cpus())
     measured = Measured(settings.steps or graphs.painter.defaults.steps, installed())
-    bench = _Bench(settings, measured, Way(Crew(graphs), REFERENCE_BATCH), say)
+    bench = _Bench(settings, measured, reference_way(graphs), say)
     if not measured.with_loadgen:
         say(f"{PACKAGE} is not installed: the own client stands in for it")
     options = server_options(settings.repository, settings.family, settings.backend, settings.num_threads)

@@ -10,10 +10,9 @@ from statistics import median
 import numpy as np
 
 from captory_bench.bare_loop import Way
-from captory_bench.checks import check_paintings, check_photos, fold
+from captory_bench.checks import check_paintings, check_photos, fold, reference_way
 from captory_bench.classes import Plan, Shared, probe, share
 from captory_bench.coscheduling import Job, run_job
-from captory_bench.crews import Crew
 from captory_bench.graphs import open_graphs
 from captory_bench.outcome import Agreement, Outcome
 from captory_bench.served import Served, server_options, serving
@@ -23,7 +22,6 @@ from captory_engine.sessions.options import available_cpus
 
 WARM_UP, FIRST_ROUND = 0, 100  # batches of scenes
 WARM_UP_ITEMS = 8
-REFERENCE_BATCH = 8
 
 Say = Callable[[str], object]
 
@@ -65,7 +63,7 @@ async def measure(settings: Settings, say: Say) -> Measured:
     """Run all three parts. Raises `CaptoryError`, `ClientError` or `ArmFailed`."""
     options = server_options(settings.repository, settings.family, settings.backend, settings.num_threads)
     graphs = open_graphs(settings.repository, settings.family, backend=settings.backend, num_threads=available_cpus())
-    reference, steps = Way(Crew(graphs), REFERENCE_BATCH), settings.steps or graphs.painter.defaults.steps
+    reference, steps = reference_way(graphs), settings.steps or graphs.painter.defaults.steps
     async with serving(options) as served:
         await served.photos(photos(WARM_UP_ITEMS, WARM_UP), steps)
         stats = await served.stats()
