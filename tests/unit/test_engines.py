@@ -12,11 +12,11 @@ from captory_engine.diffusion.schedules import NoiseSchedule
 from captory_engine.engines.batching import BatchRule, padded
 from captory_engine.engines.denoiser import Denoiser, DenoiseTask
 from captory_engine.engines.slots import Slots
-from captory_engine.engines.token_decoder import DecoderShape, TokenDecoder, TokenTask, choose
-from captory_engine.errors import Exhausted
+from captory_engine.engines.token_decoder import DecoderShape, TokenDecoder, TokenTask, draw
+from captory_engine.errors import BadOutput, Exhausted
 from captory_engine.scheduler import Profile
 from captory_engine.sessions.base import TensorSpec
-from captory_engine.sessions.fake import FakeSession
+from captory_engine.sessions.fake import Call, FakeSession, nan_rows
 
 F32, I64 = np.dtype(np.float32), np.dtype(np.int64)
 VOCABULARY, POSITIONS = 24, 40
@@ -139,6 +139,24 @@ def test_prefixes_of_different_lengths_decode_as_if_alone() -> None:
         assert alone.result == together[index].result
 
 
+def test_greedy_takes_the_best_and_a_row_that_is_not_finite_fails_alone() -> None:
+    wanted = [5, 7, 9]
+
+    def scripted(call: Call) -> None:
+        for row, cached in enumerate(call.inputs["past_mask"].sum(axis=1).astype(int)):
+            call.outputs["logits"][row, -1] = np.arange(VOCABULARY) == wanted[max(0, cached - 1)]
+
+    fails = nan_rows("logits", lambda inputs, row: bool(inputs["input_ids"][row, 0] == 4))
+    session = decoder()
+    session.faults += [scripted, fails]
+    engine = TokenDecoder("caption", session, DecoderShape(1, 2, 4, POSITIONS, eos_id=2), Profile(8), BatchRule())
+    good, bad = TokenTask((3, 1), 3), TokenTask((4, 1), 3)
+    run_to_the_end(engine, [good, bad])
+    assert good.result == (5, 7, 9)
+    assert isinstance(bad.error, BadOutput)
+    assert bad.result is None
+
+
 def test_decoding_ends_at_the_limit_or_where_the_cache_ends() -> None:
     short = TokenTask((1,), 3, temperature=1.0, seed=4)
     long = TokenTask((1,) * (POSITIONS - 4), 100, temperature=1.0, seed=5)
@@ -148,11 +166,10 @@ def test_decoding_ends_at_the_limit_or_where_the_cache_ends() -> None:
     assert len(long.result) <= 5
 
 
-def test_a_token_is_the_best_one_or_drawn_from_the_best() -> None:
+def test_a_token_is_drawn_from_the_best() -> None:
     logits = np.array([0.0, 3.0, 2.0, -1.0])
-    assert choose(logits, 0.0, 0, lambda size: np.full(size, 0.5)) == 1
     rng = np.random.default_rng(0)
-    drawn = [choose(logits, 1.0, 2, rng.random) for _ in range(400)]
+    drawn = [draw(logits, 1.0, 2, rng.random) for _ in range(400)]
     assert set(drawn) == {1, 2}
     share = np.exp(3.0) / (np.exp(3.0) + np.exp(2.0))
     assert abs(drawn.count(1) / 400 - share) < 0.08

@@ -80,12 +80,12 @@ class TokenDecoder:
         slots = self._enter(tasks)
         tasks = sorted(tasks, key=lambda task: task.slot or 0)
         fed = [task.prefix if not task.tokens else (task.tokens[-1],) for task in tasks]
-        length = 1 if tasks[0].tokens else _bucket(max(map(len, fed)))
+        num_fed = np.array([len(row) for row in fed])
+        length = 1 if tasks[0].tokens else _bucket(int(num_fed.max()))
         rule = self._rule.rows(exact=tasks[0].exact)
         outputs, computed = padded(self._session, self._inputs(tasks, fed, length, slots), rule)
-        for row, task in enumerate(tasks):
-            self._store(task, len(fed[row]), outputs["new_keys"][row], outputs["new_values"][row])
-            self._extend(task, outputs["logits"][row, len(fed[row]) - 1])
+        self._store(tasks, num_fed, outputs, slots)
+        self._extend(tasks, outputs["logits"][np.arange(len(tasks)), num_fed - 1])
         return computed
 
     def retire(self, task: TokenTask) -> None:
@@ -126,18 +126,26 @@ class TokenDecoder:
             **{name: slots[name][taken] for name in tasks[0].context},
         }
 
-    def _store(self, task: TokenTask, num_fed: int, keys: Array, values: Array) -> None:
-        assert self._slots is not None
-        here = slice(task.cached, task.cached + num_fed)
-        self._slots["past_keys"][task.slot, :, :, here] = keys[:, :, :num_fed]
-        self._slots["past_values"][task.slot, :, :, here] = values[:, :, :num_fed]
-        task.cached += num_fed
+    def _store(self, tasks: Sequence[TokenTask], num_fed: Array, outputs: Mapping[str, Array], slots: Slots) -> None:
+        """Every row's new keys and values, after those that it has."""
+        cached = np.array([task.cached for task in tasks])
+        row, at = np.nonzero(np.arange(num_fed.max()) < num_fed[:, None])
+        slot, position = np.array([task.slot for task in tasks])[row], cached[row] + at
+        slots["past_keys"][slot, :, :, position] = outputs["new_keys"][row, :, :, at]
+        slots["past_values"][slot, :, :, position] = outputs["new_values"][row, :, :, at]
+        for task, total in zip(tasks, (cached + num_fed).tolist(), strict=True):
+            task.cached = total
 
-    def _extend(self, task: TokenTask, logits: Array) -> None:
-        if not np.isfinite(logits).all():
-            task.error = BadOutput("NON_FINITE", f"{self.name} gave NaN or Inf")
-            return
-        token = choose(logits, task.temperature, task.top_k, lambda size: _uniform(task, size))
+    def _extend(self, tasks: Sequence[TokenTask], logits: Array) -> None:
+        """Every task's next token, from logits [B, V]; a row that is not finite fails alone."""
+        finite, best = np.isfinite(logits), logits.argmax(axis=1)
+        for row, task in enumerate(tasks):
+            if finite[row].all():
+                self._append(task, int(best[row]) if task.temperature <= 0.0 else _drawn(task, logits[row]))
+            else:
+                task.error = BadOutput("NON_FINITE", f"{self.name} gave NaN or Inf")
+
+    def _append(self, task: TokenTask, token: int) -> None:
         if token != self._shape.eos_id:
             task.tokens.append(token)
         room = self._shape.max_positions - task.cached
@@ -145,18 +153,17 @@ class TokenDecoder:
             task.result = tuple(task.tokens)
 
 
-def choose(logits: Array, temperature: float, top_k: int, uniform: Callable[[int], Array]) -> int:
-    """The next token of one row of logits [V]: argmax, or Gumbel-max sampling (Maddison et al. 2014)."""
-    if temperature <= 0.0:
-        return int(np.argmax(logits))
+def draw(logits: Array, temperature: float, top_k: int, uniform: Callable[[int], Array]) -> int:
+    """The next token of one row of logits [V]: Gumbel-max sampling (Maddison et al. 2014) over the `top_k` best."""
     scaled = logits.astype(np.float64) / temperature
     if top_k:
         scaled = np.where(scaled >= np.partition(scaled, -top_k)[-top_k], scaled, -np.inf)
     return int(np.argmax(scaled - np.log(-np.log(uniform(len(scaled))))))
 
 
-def _uniform(task: TokenTask, size: int) -> Array:
-    return seeded_uniform(task.seed, size, stream=1 + len(task.tokens))
+def _drawn(task: TokenTask, logits: Array) -> int:
+    stream = 1 + len(task.tokens)
+    return draw(logits, task.temperature, task.top_k, lambda size: seeded_uniform(task.seed, size, stream=stream))
 
 
 def _bucket(length: int) -> int:
