@@ -26,7 +26,7 @@ from captory_engine.profiles import cache_path, measured
 from captory_engine.repository import open_model
 from captory_engine.scheduler import Profile
 from captory_engine.sessions.base import Session
-from captory_engine.sessions.options import SessionOptions, available_cpus
+from captory_engine.sessions.options import SessionOptions, TorchOptions, available_cpus
 from captory_engine.sessions.registry import open_session
 from captory_engine.stages import Captioner, Painter, Rewritten, Writer
 from captory_engine.tokenizer import PromptTokenizer, Tokenizer
@@ -53,6 +53,7 @@ class EngineConfig:
     limits: Limits = field(default_factory=Limits)
     profiles: dict[str, Profile] | None = None
     measure: bool = False
+    torch: TorchOptions = field(default_factory=TorchOptions)
 
 
 # Where nothing was measured: small graphs, one CPU core a lane. Costs are milliseconds a row.
@@ -83,7 +84,7 @@ async def open_pipeline(config: EngineConfig) -> Pipeline:
 def open_sessions(root: Path, family: Family, config: EngineConfig) -> dict[str, Session]:
     """A session for each model. Raises `BadModel`."""
     num_threads = config.num_threads or available_cpus()
-    options = SessionOptions(num_threads=max(1, num_threads // num_lanes(config)))
+    options = SessionOptions(num_threads=max(1, num_threads // num_lanes(config)), torch=config.torch)
     return {name: open_session(config.backend, open_model(root, name), options) for name in family.models}
 
 

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -13,6 +13,7 @@ models = typer.Typer(
     help="Look after a model repository.", no_args_is_help=True, add_completion=False, rich_markup_mode=None
 )
 Root = Annotated[Path | None, typer.Option("--repository", help="Model repository; the embedded one if not given.")]
+OwnRoot = Annotated[Path, typer.Option("--repository", help="Your model repository; never the embedded one.")]
 
 
 def serve(
@@ -28,6 +29,19 @@ def serve(
     measure: Annotated[
         bool | None, typer.Option("--measure/--no-measure", help="Measure batch sizes once, at the first start.")
     ] = None,
+    torch_device: Annotated[str | None, typer.Option(help="Torch's name of the device; a GPU if there is one.")] = None,
+    torch_dtype: Annotated[
+        str | None, typer.Option(help="fp32, fp16 or bf16; by itself bf16 on a GPU, fp32 on a CPU.")
+    ] = None,
+    torch_compile: Annotated[
+        str | None, typer.Option(help="Compile with this mode of torch.compile; by itself not.")
+    ] = None,
+    torch_graphs: Annotated[
+        bool | None, typer.Option("--torch-graphs/--no-torch-graphs", help="CUDA graphs; by itself on a GPU.")
+    ] = None,
+    torch_checkpoints: Annotated[
+        Path | None, typer.Option(help="Root of the checkpoints for torch; a clone's own if not given.")
+    ] = None,
     max_items: Annotated[int | None, typer.Option(help="Items in flight.")] = None,
     grace_s: Annotated[float | None, typer.Option("--grace", help="Seconds to finish in when told to stop.")] = None,
     log_level: Annotated[str | None, typer.Option(help="debug, info, warning or error.")] = None,
@@ -37,7 +51,8 @@ def serve(
 ) -> None:
     """Serve over gRPC, on this machine only.
 
-    Settings come from the file, the environment (CAPTORY_ADDRESS, …) and these options, the later over the earlier.
+    Settings come from the file, the environment (CAPTORY_ADDRESS, CAPTORY_TORCH__DTYPE, …) and these options, the
+    later over the earlier.
     """
     from pydantic import ValidationError
 
@@ -47,9 +62,16 @@ def serve(
 
     flags = {"address": address, "repository": repository, "family": family, "backend": backend, "threads": threads}
     rest = {"lanes": lanes, "measure": measure, "grace_s": grace_s, "log_level": log_level, "log_file": log_file}
-    limits = {"max_items": max_items} if max_items is not None else None
+    limits = {"max_items": max_items}
+    torch = {
+        "device": torch_device,
+        "dtype": torch_dtype,
+        "compile_mode": torch_compile,
+        "graphs": torch_graphs,
+        "checkpoints": torch_checkpoints,
+    }
     try:
-        settings = load(config, limits=limits, **flags, **rest)
+        settings = load(config, limits=_given(limits), torch=_given(torch), **flags, **rest)
         configure(settings.log_level, settings.log_file)
     except (ValidationError, OSError) as error:
         for words in explain(error):
@@ -58,42 +80,45 @@ def serve(
     raise typer.Exit(run_server(settings, address_fd=address_fd, parent_fd=parent_fd))
 
 
+def _given(flags: dict[str, Any]) -> dict[str, Any] | None:
+    """The flags of one group that were given; None when none was."""
+    return {name: value for name, value in flags.items() if value is not None} or None
+
+
 @models.command("list")
 def list_(repository: Root = None) -> None:
-    """Print each model and its digest; exit 1 if one is not what its manifest says."""
-    from captory_engine.repository import list_models, model_folder, verify_model
+    """Print each model and its digest, or `bad`; exit 1 if one is not what its manifest says."""
+    from captory_engine.repository import list_models
 
     with _root(repository) as root:
-        for name in list_models(root):
-            typer.echo(f"{name}  {verify_model(model_folder(root, name))}")
+        _print_states(root, list_models(root))
 
 
 @models.command()
 def verify(names: Annotated[list[str] | None, typer.Argument()] = None, repository: Root = None) -> None:
-    """Check every file of the models NAMES, or of all models, against the recorded digests."""
-    from captory_engine.repository import list_models, model_folder, verify_model
+    """Check every file of the models NAMES, or of all models, against the recorded digests; exit 1 if one is bad."""
+    from captory_engine.repository import list_models
 
     with _root(repository) as root:
-        for name in names or list_models(root):
-            typer.echo(f"{name}  {verify_model(model_folder(root, name))}  ok")
+        _print_states(root, names or list_models(root), sound="  ok")
 
 
 @models.command()
-def add(source: Annotated[Path, typer.Argument(help="Folder of the model.")], repository: Root = None) -> None:
-    """Copy the model folder SOURCE into the repository and record its digests."""
+def add(source: Annotated[Path, typer.Argument(help="Folder of the model.")], repository: OwnRoot) -> None:
+    """Copy the model folder SOURCE into your repository and record its digests."""
     from captory_engine.repository import add_model
 
-    with _root(repository) as root:
+    with _own_root(repository) as root:
         model = add_model(root, source)
         typer.echo(f"{model.name}  {model.digest}")
 
 
 @models.command()
-def remove(name: str, repository: Root = None) -> None:
-    """Remove the model NAME."""
+def remove(name: str, repository: OwnRoot) -> None:
+    """Remove the model NAME from your repository."""
     from captory_engine.repository import remove_model
 
-    with _root(repository) as root:
+    with _own_root(repository) as root:
         remove_model(root, name)
 
 
@@ -108,3 +133,34 @@ def _root(repository: Path | None) -> Iterator[Path]:
     except (CaptoryError, OSError) as error:
         typer.echo(f"captory models: {error}", err=True)
         raise typer.Exit(1) from None
+
+
+@contextmanager
+def _own_root(repository: Path) -> Iterator[Path]:
+    """The root of a repository that may be changed: the embedded one is the package's."""
+    from captory_engine.repository import default_repository
+
+    if repository.resolve() == default_repository().resolve():
+        typer.echo(f"captory models: {str(repository)!r} is the embedded repository; name one of your own", err=True)
+        raise typer.Exit(2)
+    with _root(repository) as root:
+        yield root
+
+
+def _print_states(root: Path, names: Iterable[str], sound: str = "") -> None:
+    """A line for each model, the reason for each bad one on stderr; exit 1 at the end if there is one."""
+    from captory_engine.errors import CaptoryError
+    from captory_engine.repository import model_folder, verify_model
+
+    all_sound = True
+    for name in names:
+        try:
+            digest = verify_model(model_folder(root, name))
+        except (CaptoryError, OSError) as error:
+            all_sound = False
+            typer.echo(f"{name}  bad")
+            typer.echo(f"captory models: {error}", err=True)
+        else:
+            typer.echo(f"{name}  {digest}{sound}")
+    if not all_sound:
+        raise typer.Exit(1)

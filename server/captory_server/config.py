@@ -11,6 +11,7 @@ from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, Settings
 
 from captory_engine.info import Limits
 from captory_engine.repository import default_repository
+from captory_engine.sessions.options import TorchOptions
 from captory_server.address import check_address
 
 LogLevel = Literal["debug", "info", "warning", "error"]
@@ -25,7 +26,10 @@ def _check_limits(limits: Limits) -> Limits:
 
 
 class Settings(BaseSettings):
-    """A server's settings. Of the limits, `CAPTORY_LIMITS__MAX_ITEMS` and its like set one."""
+    """A server's settings. `CAPTORY_LIMITS__MAX_ITEMS`, `CAPTORY_TORCH__DTYPE` and their like set one of a group.
+
+    A list in a group comes in JSON of the group: `CAPTORY_TORCH='{"buckets": [1, 8]}'`.
+    """
 
     model_config: ClassVar[SettingsConfigDict] = SettingsConfigDict(
         env_prefix="CAPTORY_", env_nested_delimiter="__", frozen=True, extra="forbid"
@@ -38,6 +42,7 @@ class Settings(BaseSettings):
     threads: Annotated[int, Field(ge=0)] = 0
     lanes: Annotated[int, Field(ge=0)] = 0
     measure: bool = True
+    torch: TorchOptions = TorchOptions()
     limits: Annotated[Limits, AfterValidator(_check_limits)] = Limits()
     max_stream_images: Count = 128
     max_input_bytes: Count = 256 << 20

@@ -55,6 +55,7 @@ async def open_engine(settings: Settings) -> Pipeline:
             num_lanes=settings.lanes,
             measure=settings.measure,
             limits=settings.limits,
+            torch=settings.torch,
         )
     )
 

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from pathlib import Path
+from shutil import copytree
 
 import pytest
 import typer
 from typer.testing import CliRunner
 
+from captory_engine import repository
 from captory_server.commands import models, serve
 
 CONFIG = """
@@ -47,14 +49,37 @@ def test_a_model_is_added_listed_verified_and_removed(tiny: Path, tmp_path: Path
     assert captory("list", *root) == (0, "", "")
 
 
-def test_a_model_that_was_touched_is_named(tiny: Path, tmp_path: Path) -> None:
+def test_a_model_that_was_touched_is_named_and_the_others_still_shown(tiny: Path, tmp_path: Path) -> None:
     root = ("--repository", tmp_path / "models")
-    captory("add", tiny, *root)
-    (tmp_path / "models" / "tiny" / "1" / "model.onnx").write_bytes(b"others")
-    for command in ("list", "verify"):
-        code, _, why = captory(command, *root)
+    for name in ("a", "b", "c"):
+        folder = tiny.with_name(name)
+        copytree(tiny, folder)
+        (folder / "config.pbtxt").write_text(CONFIG.replace("tiny", name))
+        captory("add", folder, *root)
+    (tmp_path / "models" / "a" / "1" / "model.onnx").write_bytes(b"others")
+    (tmp_path / "models" / "b" / "manifest.sha256").unlink()
+    for command, words in (("list", 2), ("verify", 3)):
+        code, shown, why = captory(command, *root)
         assert code == 1
+        bad, also_bad, sound = shown.splitlines()
+        assert (bad, also_bad) == ("a  bad", "b  bad")
+        assert sound.startswith("c  ")
+        assert len(sound.split()) == words
         assert "changed 1/model.onnx" in why
+        assert "'b' has no manifest.sha256" in why
+
+
+def test_only_a_repository_of_one_s_own_is_changed(tiny: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for words in (("add", tiny), ("remove", "tiny")):
+        code, _, why = captory(*words)
+        assert code == 2
+        assert "--repository" in why
+    monkeypatch.setattr(repository, "default_repository", lambda: tiny.parent)
+    for words in (("add", tiny), ("remove", "tiny")):
+        code, _, why = captory(*words, "--repository", tiny.parent / ".." / tiny.parent.name)
+        assert code == 2
+        assert "is the embedded repository" in why
+    assert tiny.is_dir()
 
 
 @pytest.mark.parametrize("words", [("verify", "none"), ("remove", "none"), ("remove", "../x"), ("add", "/none")])
@@ -73,6 +98,8 @@ def test_what_is_not_there_is_said(tmp_path: Path, words: tuple[str, ...]) -> No
         (("--log-level", "loud"), "log_level: "),
         (("--config", "/none.yaml"), "/none.yaml: No such file"),
         (("--max-items", "0"), "max_items must be above 0"),
+        (("--torch-dtype", "int4"), "dtype is 'int4'; it must be one of fp32, fp16, bf16"),
+        (("--torch-compile", "fast"), "compile_mode is 'fast'"),
     ],
 )
 def test_settings_that_cannot_be_are_refused(words: tuple[str, ...], why: str) -> None:

@@ -135,6 +135,12 @@ def test_what_does_not_fit_is_told_and_what_fits_still_runs(graphs: bool) -> Non
     assert session.run(inputs_of(session, 2))["out_sample"].shape[0] == 2
 
 
+def test_an_array_that_does_not_fit_is_told() -> None:
+    arrays = tiny("cuda", "fp32").arrays
+    with pytest.raises(OutOfMemory, match="memory of cuda"), arrays.guard():
+        arrays.zeros((1 << 50,), np.uint8)
+
+
 async def test_out_of_memory_splits_the_batch_and_goes_on() -> None:
     like = tiny("cuda", "fp32")
     session = TorchSession("greedy", Greedy(), like.inputs, like.outputs, max_batch=8, options=options("cuda", "fp32"))

@@ -2,12 +2,23 @@
 
 from __future__ import annotations
 
+import asyncio
 from pathlib import Path
+from types import SimpleNamespace
+from typing import cast
 
 import pytest
+import typer
 from pydantic import ValidationError
+from typer.testing import CliRunner
 
+from captory_engine import assembly
+from captory_engine.assembly import EngineConfig
+from captory_engine.family import Family
+from captory_engine.sessions.options import SessionOptions, TorchOptions
+from captory_server import process
 from captory_server.address import check_address, with_port
+from captory_server.commands import serve
 from captory_server.config import explain, load
 
 
@@ -20,6 +31,54 @@ def test_the_later_wins_over_the_earlier(tmp_path: Path, monkeypatch: pytest.Mon
     settings = load(file, max_calls=3, threads=None)
     assert (settings.grace_s, settings.threads, settings.max_calls) == (1, 2, 3)
     assert (settings.limits.max_steps, settings.limits.max_items) == (7, 5)
+
+
+def test_torch_is_set_up_from_file_environment_and_flags(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert load().torch == TorchOptions()
+    file = tmp_path / "captory.yaml"
+    file.write_text("torch: {buckets: [2, 8], dtype: fp32, device: cpu}\n")
+    monkeypatch.setenv("CAPTORY_TORCH__DTYPE", "fp16")
+    monkeypatch.setenv("CAPTORY_TORCH__GRAPHS", "false")
+    monkeypatch.setenv("CAPTORY_TORCH__CHECKPOINTS", "/weights")
+    settings = load(file, torch={"device": "cuda:1", "compile_mode": "default"})
+    assert settings.torch == TorchOptions(
+        "cuda:1", "fp16", "default", graphs=False, buckets=(2, 8), checkpoints=Path("/weights")
+    )
+    assert settings.model_dump(mode="json")["torch"]["dtype"] == "fp16"
+    monkeypatch.setenv("CAPTORY_TORCH", '{"buckets": [4], "dtype": "fp32"}')  # all of a group: what a list needs
+    assert (load().torch.buckets, load().torch.dtype) == ((4,), "fp16")
+
+
+@pytest.mark.parametrize("wrong", [{"dtype": "int4"}, {"compile_mode": "fast"}, {"buckets": [0]}, {"graphs": "some"}])
+def test_what_torch_cannot_do_is_refused(wrong: dict[str, object]) -> None:
+    with pytest.raises(ValidationError) as refused:
+        load(torch=wrong)
+    assert explain(refused.value)[0].startswith("torch")
+    assert str(next(iter(wrong))) in explain(refused.value)[0]
+
+
+def test_the_flags_reach_the_sessions(monkeypatch: pytest.MonkeyPatch) -> None:
+    configs: list[EngineConfig] = []
+
+    async def open_nothing(config: EngineConfig) -> None:
+        configs.append(config)
+
+    monkeypatch.setattr(assembly, "open_pipeline", open_nothing)
+    monkeypatch.setattr(process, "run_server", lambda settings, **_: asyncio.run(process.open_engine(settings)) or 0)
+    app = typer.Typer()
+    app.command()(serve)
+    flags = ["--torch-device", "cpu", "--torch-dtype", "bf16", "--torch-compile", "default", "--torch-graphs"]
+    done = CliRunner().invoke(app, [*flags, "--torch-checkpoints", "/weights"])
+    assert done.exit_code == 0, done.output
+    torch = TorchOptions("cpu", "bf16", "default", graphs=True, checkpoints=Path("/weights"))
+    assert [config.torch for config in configs] == [torch]
+
+    told: list[SessionOptions] = []
+    models = SimpleNamespace(models=("unet",))
+    monkeypatch.setattr(assembly, "open_model", lambda root, name: name)
+    monkeypatch.setattr(assembly, "open_session", lambda backend, model, options: told.append(options))
+    assembly.open_sessions(Path(), cast(Family, models), configs[0])
+    assert [options.torch for options in told] == [torch]
 
 
 def test_each_wrong_setting_is_named(tmp_path: Path) -> None:

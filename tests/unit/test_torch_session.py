@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
@@ -9,11 +10,12 @@ from typing import Any
 import numpy as np
 import pytest
 
+from captory_engine.device import Device
 from captory_engine.diffusion.samplers import make_plan
 from captory_engine.diffusion.schedules import NoiseSchedule
 from captory_engine.engines.batching import BatchRule, padded
 from captory_engine.engines.denoiser import Denoiser, DenoiseTask
-from captory_engine.errors import BadOutput, OutOfMemory, Unavailable
+from captory_engine.errors import BadModel, BadOutput, OutOfMemory, Unavailable
 from captory_engine.scheduler import Profile
 from captory_engine.sessions.arrays import HostArrays, arrays_of
 from captory_engine.sessions.base import TensorSpec
@@ -22,6 +24,7 @@ from captory_engine.sessions.options import SessionOptions, TorchOptions
 torch = pytest.importorskip("torch", reason="the torch backend needs torch (make test installs it)")
 
 from captory_engine.sessions.torch import TorchSession  # noqa: E402
+from captory_engine.sessions.torch_arrays import TorchArrays  # noqa: E402
 from captory_engine.sessions.torch_graphs import bucket_of  # noqa: E402
 
 F32 = np.dtype(np.float32)
@@ -118,6 +121,87 @@ def test_out_of_memory_is_told_apart_from_a_broken_backend() -> None:
     with pytest.raises(Unavailable, match=r"^unet could not be run\.$") as caught:
         opened(failing(lambda: RuntimeError("words of the device"))).run(inputs_of(1))
     assert not isinstance(caught.value, OutOfMemory)
+
+
+TOO_MANY = 1 << 50  # bytes: more than any machine has
+
+
+def test_a_cpu_without_memory_says_so_as_a_gpu_does() -> None:
+    arrays = opened(TinyUNet()).arrays
+    with pytest.raises(OutOfMemory, match="memory of cpu"), arrays.guard():
+        arrays.zeros((TOO_MANY,), np.uint8)
+    with pytest.raises(OutOfMemory), arrays.guard():
+        arrays.zeros((1,), np.uint8).expand(TOO_MANY)[torch.zeros(1, dtype=torch.long)].expand(TOO_MANY).clone()
+    with pytest.raises(RuntimeError, match="of another kind"), arrays.guard():
+        raise RuntimeError("of another kind")
+    with pytest.raises(OutOfMemory), HostArrays().guard():
+        np.zeros(1 << 62, np.uint8)
+
+
+@pytest.mark.parametrize("verb", ["from_host", "to_host"])
+def test_out_of_memory_on_the_way_there_and_back_is_told(verb: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    session = opened(TinyUNet())
+    monkeypatch.setattr(session.arrays, verb, lambda _: torch.empty(TOO_MANY, dtype=torch.uint8))
+    with pytest.raises(OutOfMemory):
+        session.run(inputs_of(1))
+    fails = failing(lambda: RuntimeError("words of the device"))
+    monkeypatch.setattr(session.arrays, verb, lambda value: fails(sample=value))
+    with pytest.raises(Unavailable, match=r"^unet could not be run\.$"):
+        session.run(inputs_of(1))
+
+
+class Gathered:
+    """A slot table that has memory to gather two rows at a time."""
+
+    def __init__(self, table: Any) -> None:
+        self.table = table
+
+    def __getitem__(self, taken: Any) -> Any:
+        if len(taken) > 2:
+            raise torch.OutOfMemoryError("words of the device")
+        return self.table[taken]
+
+    def __setitem__(self, taken: Any, rows: Any) -> None:
+        self.table[taken] = rows
+
+
+class TightArrays(TorchArrays):
+    """Tensors of a device on which a batch of more than two rows cannot be gathered."""
+
+    def zeros(self, shape: tuple[int, ...], dtype: Any) -> Any:
+        table = super().zeros(shape, dtype)
+        return Gathered(table) if shape[1:] == SHAPE else table
+
+
+async def test_slots_that_cannot_be_gathered_halve_the_batch() -> None:
+    session = opened(TinyUNet())
+    session.arrays = TightArrays(torch.device("cpu"))
+    device = Device([Denoiser(session, Profile(max_rows=8), BatchRule())])
+    loop = asyncio.create_task(device.serve())
+    tasks = [task(seed, 4, 1.0) for seed in range(8)]
+    results = await asyncio.gather(*(device.submit("denoise", one) for one in tasks))
+    loop.cancel()
+    await asyncio.gather(loop, return_exceptions=True)
+    await device.close()
+    assert device.counts["denoise"].max_rows == 2
+    alone = [task(seed, 4, 1.0) for seed in range(8)]
+    run_to_the_end(Denoiser(opened(TinyUNet()), Profile(8), BatchRule()), alone)
+    for result, one in zip(results, alone, strict=True):
+        np.testing.assert_allclose(result, one.result, atol=2e-4)
+
+
+def test_slots_that_find_no_memory_are_told() -> None:
+    engine = Denoiser(opened(TinyUNet()), Profile(8), BatchRule())
+    huge = task(1, 4, 1.0)
+    huge.shape = (1 << 20, 1 << 15, 1 << 15)
+    with pytest.raises(OutOfMemory):
+        engine.run([huge])
+
+
+def test_a_device_that_is_not_there_is_refused() -> None:
+    options = SessionOptions(torch=TorchOptions(device="nowhere"))
+    with pytest.raises(BadModel, match="no device 'nowhere'"):
+        TorchSession("unet", TinyUNet(), INPUTS, OUTPUTS, max_batch=1, options=options)
 
 
 def test_an_output_of_another_shape_is_bad_output() -> None:

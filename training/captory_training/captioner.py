@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812 (the field's name)
 from transformers import BlipConfig, BlipForConditionalGeneration, BlipImageProcessor
 
+from captory_training.checkpoint import seal
 from captory_training.corpus import ATTRIBUTES, Corpus, scene_labels
 from captory_training.picto.captions import caption
 from captory_training.picto.layout import place
@@ -209,7 +210,7 @@ def evaluate(model: Any, tokenizer: Tokenizer, num_scenes: int, length: str = "l
 
 
 def save(model: Any, tokenizer_folder: Path, out: Path) -> None:
-    """Write the model as half-precision safetensors, with its image processor and tokenizer."""
+    """Write the model as half-precision safetensors, with its image processor and tokenizer, sealed."""
     model.half().save_pretrained(out, safe_serialization=True)
     BlipImageProcessor(
         size={"height": IMAGE_SIZE_PX, "width": IMAGE_SIZE_PX}, image_mean=[0.5] * 3, image_std=[0.5] * 3
@@ -218,6 +219,7 @@ def save(model: Any, tokenizer_folder: Path, out: Path) -> None:
         (out / path.name).write_bytes(path.read_bytes())
     settings = {"prefixes": PREFIXES, "max_new_tokens": MAX_NEW_TOKENS}
     (out / "captory.json").write_text(json.dumps(settings, indent=2) + "\n")
+    seal(out)
 
 
 def main(

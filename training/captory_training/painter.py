@@ -26,6 +26,7 @@ from captory_training import autoencoder as autoencoders
 from captory_training import painter_text
 from captory_training import reader as readers
 from captory_training.autoencoder import LATENT_CHANNELS, Autoencoder, cached_latents, to_images
+from captory_training.checkpoint import seal
 from captory_training.corpus import Corpus, Recipe, scene_labels
 from captory_training.painter_text import HIDDEN_SIZE, StateCache, sample_caption
 from captory_training.picto.captions import full_caption
@@ -159,10 +160,12 @@ def contact_sheet(images: NDArray[np.uint8], path: Path, columns: int = 16) -> N
 def save_pipeline(
     folder: Path, unet: UNet2DConditionModel, text_encoder: CLIPTextModel, vae: AutoencoderKL, tokenizer: Path
 ) -> None:
-    """Write the painter as a Stable Diffusion folder with fp16 weights."""
+    """Write the painter as a Stable Diffusion folder with fp16 weights, each model's own folder sealed."""
     unet.half().save_pretrained(folder / "unet")
     text_encoder.half().save_pretrained(folder / "text_encoder")
     vae.half().save_pretrained(folder / "vae")
+    for part in ("unet", "text_encoder", "vae"):
+        seal(folder / part)
     DDPMScheduler(**SCHEDULE).save_pretrained(folder / "scheduler")
     PreTrainedTokenizerFast.from_pretrained(tokenizer).save_pretrained(folder / "tokenizer")
     index = {

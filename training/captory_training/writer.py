@@ -22,6 +22,7 @@ from tokenizers import Tokenizer
 from torch import Tensor, nn
 from transformers import Qwen2Config, Qwen2ForCausalLM
 
+from captory_training.checkpoint import seal
 from captory_training.picto.captions import caption, full_caption
 from captory_training.picto.reading import read_caption
 from captory_training.picto.scene import HAIRS, SKINS, Scene, sample_scene
@@ -225,7 +226,7 @@ def evaluate(model: Any, tokenizer: Tokenizer, num_scenes: int, *, sampled: bool
 
 
 def save(model: Any, tokenizer_folder: Path, out: Path) -> None:
-    """Write the model as half-precision safetensors, with its generation settings and tokenizer."""
+    """Write the model as half-precision safetensors, with its generation settings and tokenizer, sealed."""
     model.generation_config.update(do_sample=True, max_new_tokens=MAX_NEW_TOKENS, **SAMPLING)
     model.half().save_pretrained(out, safe_serialization=True)
     for path in tokenizer_folder.iterdir():
@@ -233,6 +234,7 @@ def save(model: Any, tokenizer_folder: Path, out: Path) -> None:
     examples = [("rewrite", caption(sample_scene(FRESH_SEED + index), "long", 0)) for index in range(64)]
     settings = {"templates": TEMPLATES, **SAMPLING, "max_new_tokens": MAX_NEW_TOKENS, "examples": examples}
     (out / "captory.json").write_text(json.dumps(settings, indent=2) + "\n")
+    seal(out)
 
 
 def _seed(rng: np.random.Generator) -> int:

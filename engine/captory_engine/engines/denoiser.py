@@ -70,7 +70,11 @@ class Denoiser:
         return Need((task.shape, task.exact), 2 if task.guided else 1)
 
     def run(self, tasks: Sequence[DenoiseTask]) -> int:
-        """One step of every task."""
+        """One step of every task. Raises `OutOfMemory` when slots or batch do not fit where the session computes."""
+        with self._arrays.guard():
+            return self._step(tasks)
+
+    def _step(self, tasks: Sequence[DenoiseTask]) -> int:
         slots = self._table(tasks[0])
         for task in tasks:
             self._enter(task, slots)

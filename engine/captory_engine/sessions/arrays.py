@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager
 from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import DTypeLike, NDArray
 
+from captory_engine.errors import OutOfMemory
 from captory_engine.sessions.base import Session
 
 Array = NDArray[Any]
@@ -20,6 +22,10 @@ class Arrays(Protocol):
     """
 
     on_host: bool
+
+    def guard(self) -> AbstractContextManager[None]:
+        """Within it, verbs and arithmetic alike raise `OutOfMemory` for an array that finds no memory here."""
+        ...
 
     def zeros(self, shape: tuple[int, ...], dtype: DTypeLike) -> Any:
         """An array of zeros."""
@@ -42,6 +48,14 @@ class HostArrays:
     """NumPy."""
 
     on_host = True
+
+    @contextmanager
+    def guard(self) -> Iterator[None]:
+        """See `Arrays`."""
+        try:
+            yield
+        except MemoryError as error:
+            raise OutOfMemory("OUT_OF_MEMORY", "The batch does not fit the memory.") from error
 
     def zeros(self, shape: tuple[int, ...], dtype: DTypeLike) -> Array:
         """See `Arrays`. Pages of memory are taken when they are first written."""

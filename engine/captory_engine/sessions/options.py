@@ -6,10 +6,18 @@ import os
 from dataclasses import dataclass, field
 from pathlib import Path
 
+TORCH_DTYPES = ("fp32", "fp16", "bf16")
+TORCH_COMPILE_MODES = ("default", "reduce-overhead", "max-autotune", "max-autotune-no-cudagraphs")
+
 
 def available_cpus() -> int:
     """Return how many CPUs this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def _check(name: str, value: str, allowed: tuple[str, ...]) -> None:
+    if value and value not in allowed:
+        raise ValueError(f"{name} is {value!r}; it must be one of {', '.join(allowed)}, or empty")
 
 
 @dataclass(frozen=True, slots=True)
@@ -19,7 +27,8 @@ class TorchOptions:
     `device` is torch's name of it. `dtype`: fp32, fp16 or bf16; empty: bf16 on a GPU, fp32 on a CPU. `compile_mode` is
     torch.compile's; empty: not compiled; `compile_blocks` compiles the blocks that repeat instead of the whole, which
     takes seconds instead of minutes. `graphs`: batches of fixed sizes, the `buckets`, which a GPU replays as CUDA
-    graphs; None: on a GPU only. `checkpoints`: the root of the weights; None: the checkout's own.
+    graphs; None: on a GPU only. `checkpoints`: the root of the weights; None: the checkout's own. Raises `ValueError`
+    for a type, a mode or a bucket that cannot be.
     """
 
     device: str = ""
@@ -29,6 +38,12 @@ class TorchOptions:
     graphs: bool | None = None
     buckets: tuple[int, ...] = (1, 2, 4, 8, 12, 16, 24, 32, 48, 64)
     checkpoints: Path | None = None
+
+    def __post_init__(self) -> None:
+        _check("dtype", self.dtype, TORCH_DTYPES)
+        _check("compile_mode", self.compile_mode, TORCH_COMPILE_MODES)
+        if any(rows < 1 for rows in self.buckets):
+            raise ValueError("buckets must be of at least one row")
 
 
 @dataclass(frozen=True, slots=True)

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from captory_engine.errors import OutOfMemory, Unavailable
+from captory_engine.errors import BadModel, Unavailable
 from captory_engine.sessions.base import TensorSpec
 from captory_engine.sessions.checks import check_inputs, check_outputs
 from captory_engine.sessions.options import SessionOptions, TorchOptions
@@ -37,8 +37,8 @@ class Settings:
 
     @staticmethod
     def of(options: TorchOptions) -> Settings:
-        """Decide by the device what the options leave open."""
-        device = torch.device(options.device or ("cuda" if torch.cuda.is_available() else "cpu"))
+        """Decide by the device what the options leave open. Raises `BadModel` for a device that is not there."""
+        device = _device(options.device or ("cuda" if torch.cuda.is_available() else "cpu"))
         on_gpu = device.type == "cuda"
         return Settings(
             device=device,
@@ -89,11 +89,9 @@ class TorchSession:
         module = self._module
         if module is None:
             raise Unavailable("SESSION_CLOSED", f"{self.name} is closed.")
-        results = self._try(module, {name: self.arrays.from_host(value) for name, value in inputs.items()})
-        outputs = dict(zip((spec.name for spec in self.outputs), results, strict=True))
+        outputs = dict(zip((spec.name for spec in self.outputs), self._try(module, inputs), strict=True))
         check_outputs(self, {name: face(value) for name, value in outputs.items()}, rows)
-        on_device = isinstance(next(iter(inputs.values())), Tensor)
-        return outputs if on_device else {name: self.arrays.to_host(value) for name, value in outputs.items()}
+        return outputs
 
     def computed_rows(self, rows: int) -> int:
         """See `DeviceSession`: the bucket's rows where batches have fixed sizes."""
@@ -108,15 +106,17 @@ class TorchSession:
     def _graphs_on_gpu(self) -> bool:
         return self._settings.graphs and self._settings.device.type == "cuda"
 
-    def _try(self, module: nn.Module, inputs: dict[str, Tensor]) -> tuple[Tensor, ...]:
+    def _try(self, module: nn.Module, inputs: Mapping[str, Any]) -> tuple[Any, ...]:
+        """There and, where the inputs came from the host, back: a device's errors may show on either way."""
+        on_device = isinstance(next(iter(inputs.values())), Tensor)
         try:
-            with self._lock, torch.no_grad():
-                return self._compute(module, inputs)
+            with self.arrays.guard():
+                here = {name: self.arrays.from_host(value) for name, value in inputs.items()}
+                with self._lock, torch.no_grad():
+                    results = self._compute(module, here)
+                return results if on_device else tuple(self.arrays.to_host(value) for value in results)
         except RuntimeError as error:
-            if not _is_out_of_memory(error):
-                raise Unavailable("BACKEND_FAILED", f"{self.name} could not be run.") from error
-            torch.cuda.empty_cache()
-            raise OutOfMemory("OUT_OF_MEMORY", f"{self.name}: the batch does not fit the device.") from error
+            raise Unavailable("BACKEND_FAILED", f"{self.name} could not be run.") from error
 
     def _compute(self, module: nn.Module, inputs: dict[str, Tensor]) -> tuple[Tensor, ...]:
         if not self._settings.graphs:
@@ -140,9 +140,12 @@ def describe_backend(settings: Settings, options: SessionOptions) -> str:
     return f"torch {torch.__version__} {device} {dtype}{threads}{' graphs' if settings.graphs else ''}{compiled}"
 
 
-def _is_out_of_memory(error: BaseException | None) -> bool:
-    """A graph's capture that fails for want of memory ends in another error, which has the first as its context."""
-    return error is not None and (isinstance(error, torch.OutOfMemoryError) or _is_out_of_memory(error.__context__))
+def _device(name: str) -> torch.device:
+    try:
+        torch.empty(0, device=name)
+    except (RuntimeError, AssertionError) as error:  # the latter from a torch that was built for the CPU only
+        raise BadModel("DEVICE_MISSING", f"This torch has no device {name!r}.") from error
+    return torch.device(name)
 
 
 def _prepare(module: nn.Module, settings: Settings) -> nn.Module:

@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from numpy.typing import DTypeLike, NDArray
 from torch import Tensor
+
+from captory_engine.errors import OutOfMemory
+
+# What torch calls its allocator on the CPU, whose errors have no class of their own.
+CPU_ALLOCATOR = "DefaultCPUAllocator"
 
 
 class TorchArrays:
@@ -17,6 +23,17 @@ class TorchArrays:
     def __init__(self, device: torch.device) -> None:
         self.device = device
         self.on_host = device.type == "cpu"
+
+    @contextmanager
+    def guard(self) -> Iterator[None]:
+        """See `Arrays`."""
+        try:
+            yield
+        except RuntimeError as error:
+            if not is_out_of_memory(error):
+                raise
+            torch.cuda.empty_cache()
+            raise OutOfMemory("OUT_OF_MEMORY", f"The batch does not fit the memory of {self.device}.") from error
 
     def zeros(self, shape: tuple[int, ...], dtype: DTypeLike) -> Tensor:
         """See `Arrays`."""
@@ -34,6 +51,14 @@ class TorchArrays:
     def concatenate(self, arrays: Sequence[Any]) -> Any:
         """See `Arrays`; takes NumPy's too."""
         return torch.cat(list(arrays)) if isinstance(arrays[0], Tensor) else np.concatenate(arrays)
+
+
+def is_out_of_memory(error: BaseException | None) -> bool:
+    """A graph's capture that fails for want of memory ends in another error, which has the first as its context."""
+    if error is None:
+        return False
+    told = isinstance(error, torch.OutOfMemoryError) or CPU_ALLOCATOR in str(error)
+    return told or is_out_of_memory(error.__context__)
 
 
 class Face(NamedTuple):

@@ -1,7 +1,8 @@
 """A model of the repository as torch modules: its weights come from a folder of Hugging Face checkpoints.
 
 The repository's model folder says what goes in and out; the checkpoint of model `FAMILY_painter_unet` is the folder
-`FAMILY/painter/unet` below the checkpoints' root, and likewise for the other roles. Only safetensors are read.
+`FAMILY/painter/unet` below the checkpoints' root, and likewise for the other roles. Only safetensors are read, and
+only from a folder that is what its `manifest.sha256` says.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ from safetensors import SafetensorError
 from torch import nn
 
 from captory_engine.errors import BadModel
-from captory_engine.manifest import digest_of, hash_files
+from captory_engine.manifest import MANIFEST, verify_manifest
 from captory_engine.sessions.options import SessionOptions
 from captory_engine.sessions.torch import TorchSession
 from captory_engine.sessions.torch_painter import open_unet, open_vae
@@ -49,7 +50,8 @@ def default_checkpoints() -> Path:
 def open_checkpoint(root: Path, name: str) -> tuple[nn.Module, str]:
     """Return the module of the model `name`, in float32 on the CPU, and the digest of its checkpoint's files.
 
-    Raises `BadModel` when the name has no known role, or the checkpoint is missing or cannot be read.
+    Raises `BadModel` when the name has no known role, or the checkpoint is missing, not what its manifest says, or
+    cannot be read.
     """
     role = next((suffix for suffix in ROLES if name.endswith(suffix)), None)
     if role is None:
@@ -57,11 +59,22 @@ def open_checkpoint(root: Path, name: str) -> tuple[nn.Module, str]:
     folder = root / name.removesuffix(role) / ROLES[role].folder
     if not folder.is_dir():
         raise BadModel("CHECKPOINT_MISSING", f"Model {name!r} has no checkpoint at {str(folder)!r}.")
-    digest = digest_of(hash_files(folder))
+    digest = _verify(folder, name)
     try:
         return ROLES[role].open(folder), digest
     except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
         raise BadModel("CHECKPOINT_UNREADABLE", f"The checkpoint of model {name!r} cannot be loaded.") from error
+
+
+def _verify(folder: Path, name: str) -> str:
+    """Check every file against the manifest; return the digest."""
+    if not (folder / MANIFEST).is_file():
+        words = f"has no {MANIFEST}; `sha256sum * > {MANIFEST}` in its folder writes one"
+        raise BadModel("MANIFEST_MISSING", f"The checkpoint of model {name!r} {words}.")
+    try:
+        return verify_manifest(folder)
+    except BadModel as error:
+        raise BadModel(error.reason, f"The checkpoint of model {name!r} is refused. {error}") from error
 
 
 def open_model_folder(model: ModelFolder, options: SessionOptions) -> TorchSession:
