@@ -69,7 +69,7 @@ class _Ticket:
 
     task: Task
     work_class: WorkClass
-    arrival: int
+    max_wait_s: float
     future: asyncio.Future[Any]
     entry: Entry | None = None
     running: bool = False
@@ -156,10 +156,14 @@ class Device:
         """
         async with self._places[stage, work_class]:
             task_id = next(self._ids)
-            ticket = _Ticket(task, work_class, task_id, asyncio.get_running_loop().create_future())
+            max_wait_s = self._stage[stage].profile.max_wait_s[work_class]
+            ticket = _Ticket(task, work_class, max_wait_s, asyncio.get_running_loop().create_future())
             self._tickets[task_id] = ticket
             self._num_tasks[work_class] += 1
-            self._enqueue(stage, task_id, ticket)
+            self._enqueue(stage, task_id, ticket, self._clock())
+            self._changed.set()
+            if work_class is WorkClass.INTERACTIVE:
+                self._recall()
             try:
                 return await ticket.future
             finally:
@@ -184,16 +188,12 @@ class Device:
             if not ticket.future.done():
                 ticket.future.set_exception(error)
 
-    def _enqueue(self, stage: str, task_id: int, ticket: _Ticket) -> None:
+    def _enqueue(self, stage: str, task_id: int, ticket: _Ticket, now_s: float) -> None:
         key, rows = self._engines[stage].need(ticket.task)
-        now = self._clock()
-        overdue = now + self._stage[stage].profile.max_wait_s[ticket.work_class]
-        lane = (key, task_id) if ticket.alone else (key, None)
-        ticket.entry = Entry(RANKS[ticket.work_class], ticket.arrival, task_id, lane, rows, now, overdue)
+        lane = (key, task_id if ticket.alone else None)
+        rank, overdue_s = RANKS[ticket.work_class], now_s + ticket.max_wait_s
+        ticket.entry = Entry(rank, task_id, lane, rows, now_s, overdue_s)
         self._stage[stage].add(ticket.entry)
-        if ticket.work_class is WorkClass.INTERACTIVE:
-            self._recall()
-        self._changed.set()
 
     def _pick(self) -> Batch | None:
         """For a lane that is free, or else one batch to stand ready for the first that will be.
@@ -257,8 +257,9 @@ class Device:
         self._shares.charge({rank: rows * stage.profile.row_cost for rank, rows in batch.rows_of.items()})
         self._count(batch, ran)
         self._judge(batch, tickets, ran.error)
+        now_s = self._clock()
         for task_id, ticket in zip(batch.task_ids, tickets, strict=True):
-            self._complete(batch.stage, task_id, ticket)
+            self._complete(batch.stage, task_id, ticket, now_s)
 
     def _judge(self, batch: Batch, tickets: Sequence[_Ticket], error: Exception | None) -> None:
         """What becomes of the rows of a batch: they go on, or are tried again in smaller company."""
@@ -288,7 +289,7 @@ class Device:
                 ticket.task.error = error
             ticket.alone = True
 
-    def _complete(self, stage: str, task_id: int, ticket: _Ticket) -> None:
+    def _complete(self, stage: str, task_id: int, ticket: _Ticket, now_s: float) -> None:
         ticket.running = False
         if ticket.future.done():  # its caller left while the batch ran
             self._retire(stage, task_id, ticket)
@@ -297,7 +298,7 @@ class Device:
         elif ticket.task.ended:
             ticket.future.set_result(ticket.task.result)
         else:
-            self._enqueue(stage, task_id, ticket)
+            self._enqueue(stage, task_id, ticket, now_s)
 
     def _leave(self, stage: str, task_id: int, ticket: _Ticket) -> None:
         """The caller is gone. What runs now is retired when its batch lands; all else at once."""

@@ -27,12 +27,11 @@ PLACES = 4
 class Entry(NamedTuple):
     """One task's next step; classes stand in lanes of their own, each in order of arrival.
 
-    Entries compare as tuples; `task_id` is unique, so nothing after it is ever compared. `rows` is what this step
+    Entries compare as tuples; `task_id` counts up with arrival, so nothing after it is ever compared. `rows` is what this step
     costs (guidance makes it two). `since_s` is when the step became runnable.
     """
 
     rank: int
-    arrival: int
     task_id: int
     key: Hashable
     rows: int
@@ -198,7 +197,7 @@ class StageQueue:
 
     def _urgency(self, key: Hashable, rank: int, now_s: float) -> tuple[float, float, int]:
         head = self._lanes[key, rank][0]
-        return (head.overdue_s if head.overdue_s <= now_s else float("inf")), head.since_s, head.arrival
+        return (head.overdue_s if head.overdue_s <= now_s else float("inf")), head.since_s, head.task_id
 
 
 def pick(stages: Sequence[StageQueue], shares: Shares, now_s: float) -> Batch | None:

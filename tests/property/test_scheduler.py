@@ -50,7 +50,7 @@ class Simulation:
         rows = job.rows if stage.name == "denoise" else 1
         key = job.key if stage.name == "denoise" else "any"
         wait = stage.profile.max_wait_s[WorkClass.INTERACTIVE if job.rank == 0 else WorkClass.BULK]
-        entry = Entry(job.rank, job.id, job.id, key, rows, self.now, self.now + wait)
+        entry = Entry(job.rank, job.id, key, rows, self.now, self.now + wait)
         self.entries[job.id] = entry
         stage.add(entry)
 
@@ -213,8 +213,8 @@ def test_a_class_that_was_away_is_owed_nothing_for_it() -> None:
 def test_bulk_rides_with_interactive_work_only_while_it_makes_it_little_slower() -> None:
     stage = StageQueue("denoise", Profile(16, mixed_rows=4))
     for task in range(3):
-        stage.add(Entry(1, task, task, "64", 2, 0.0, 9.0))
-    stage.add(Entry(0, 9, 9, "64", 2, 0.0, 0.0))
+        stage.add(Entry(1, task, "64", 2, 0.0, 9.0))
+    stage.add(Entry(0, 9, "64", 2, 0.0, 0.0))
     batch = stage.batch(0, 0.0)
     assert (batch.task_ids, batch.rows_of) == ((9, 0), {0: 2, 1: 2})
     assert stage.batch(1, 0.0).task_ids == (0, 1, 2)
