@@ -27,8 +27,8 @@ PLACES = 4
 class Entry(NamedTuple):
     """One task's next step; classes stand in lanes of their own, each in order of arrival.
 
-    Entries compare as tuples; `task_id` counts up with arrival, so nothing after it is ever compared. `rows` is what this step
-    costs (guidance makes it two). `since_s` is when the step became runnable.
+    Entries compare as tuples; `task_id` counts up with arrival, so nothing after it is ever compared. `rows` is what
+    this step costs (guidance makes it two). `since_s` is when the step became runnable.
     """
 
     rank: int
