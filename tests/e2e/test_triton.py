@@ -17,13 +17,13 @@ from tritonclient.grpc import InferenceServerClient, InferInput
 from tritonclient.grpc.aio import InferenceServerClient as AsyncClient
 from tritonclient.utils import InferenceServerException, np_to_triton_dtype
 
-from captory_bench.contenders import Conditions
-from captory_bench.denoising import denoise
-from captory_bench.graphs import decode_latents, encode_text, open_graphs
+from captory_bench.measuring.denoising import denoise
+from captory_bench.measuring.graphs import decode_latents, encode_text, open_graphs
+from captory_bench.measuring.workload import Painting, paintings, photos
+from captory_bench.peers.contenders import Conditions
 from captory_bench.peers.trial import Setting
 from captory_bench.peers.triton import TritonRequests, start_triton
 from captory_bench.peers.triton_repository import PAINTER
-from captory_bench.workload import Painting, paintings, photos
 from captory_engine.device import StageCounts
 from captory_engine.errors import Unavailable
 from captory_engine.family import find_family

@@ -11,12 +11,13 @@ from families import fake_repository
 from typer.testing import CliRunner
 
 from captory_bench.commands import bench
-from captory_bench.growth import Measured, Settings, measure
-from captory_bench.growth_report import growth_tables, summarise
-from captory_bench.guidance import CONSTANT, INTERVALS, name_of
-from captory_bench.guidance import Measured as Guided
-from captory_bench.guidance_report import summarise as summarise_guidance
-from captory_bench.outcome import Agreement, Outcome, Times
+from captory_bench.growth.measure import Measured, Settings, measure
+from captory_bench.growth.report import growth_tables, summarise
+from captory_bench.guidance.measure import CONSTANT, INTERVALS, name_of
+from captory_bench.guidance.measure import Measured as Guided
+from captory_bench.guidance.report import summarise as summarise_guidance
+from captory_bench.measuring.outcome import Agreement, Outcome, Times
+from captory_bench.measuring.subject import Subject
 from captory_engine.device import StageCounts
 from captory_engine.repository import default_repository
 from captory_training.evaluation import Evaluation, fresh_scenes
@@ -30,7 +31,7 @@ async def test_a_tiny_run_of_all_sweeps() -> None:
         pytest.skip("there is no embedded family here")
     said: list[str] = []
     settings = Settings(
-        default_repository(),
+        Subject(default_repository()),
         images=(4, 8),
         steps=(1, 2),
         clients=(1, 2),

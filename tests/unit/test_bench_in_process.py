@@ -7,13 +7,13 @@ import numpy as np
 import pytest
 from families import fake_repository
 
-from captory_bench import bare_loop, request_level
-from captory_bench.bare_loop import Way
-from captory_bench.checks import agrees, check_paintings
-from captory_bench.crews import Crew, open_crews
-from captory_bench.graphs import Graphs, open_graphs
-from captory_bench.outcome import Outcome, compare
-from captory_bench.workload import Painting, paintings, photos
+from captory_bench.measuring import bare_loop, request_level
+from captory_bench.measuring.bare_loop import Way
+from captory_bench.measuring.checks import agrees, check_paintings
+from captory_bench.measuring.crews import Crew, open_crews
+from captory_bench.measuring.graphs import Graphs, open_graphs
+from captory_bench.measuring.outcome import Outcome, compare
+from captory_bench.measuring.workload import Painting, paintings, photos
 from captory_engine.errors import BadModel
 
 NUM = 12

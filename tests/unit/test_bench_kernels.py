@@ -6,8 +6,9 @@ from typing import Any
 import pytest
 from typer.testing import CliRunner
 
-from captory_bench import kernels, matmul_peak
 from captory_bench.commands import bench
+from captory_bench.kernels import matmul_peak
+from captory_bench.kernels import measure as kernels
 
 STAGES = ["vision", "caption", "write", "text", "denoise", "vae"]
 

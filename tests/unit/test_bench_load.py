@@ -11,17 +11,19 @@ from pathlib import Path
 import pytest
 from families import fake_repository
 
-from captory_bench import load, loadgen_child
-from captory_bench.arrivals import poisson_arrivals_within
-from captory_bench.load import Measured, Settings, highest, holds, measure
-from captory_bench.load_client import REFUSED, Answer, Load
-from captory_bench.load_report import load_tables, summarise
-from captory_bench.loadgen import SUMMARY as SUMMARY_FILE
-from captory_bench.loadgen import Verdict, read_run, read_summary
-from captory_bench.loadgen_child import FAILURES, OFFLINE, SERVER, LoadRun
-from captory_bench.outcome import Agreement
-from captory_bench.served import ArmFailed
-from captory_bench.workload import Painting
+from captory_bench.load import loadgen_child
+from captory_bench.load import measure as load
+from captory_bench.load.client import REFUSED, Answer, Load
+from captory_bench.load.loadgen import SUMMARY as SUMMARY_FILE
+from captory_bench.load.loadgen import Verdict, read_run, read_summary
+from captory_bench.load.loadgen_child import FAILURES, OFFLINE, SERVER, LoadRun
+from captory_bench.load.measure import Measured, Settings, highest, holds, measure
+from captory_bench.load.report import load_tables, summarise
+from captory_bench.measuring.arrivals import poisson_arrivals_within
+from captory_bench.measuring.outcome import Agreement
+from captory_bench.measuring.served import ArmFailed
+from captory_bench.measuring.subject import Subject
+from captory_bench.measuring.workload import Painting
 from captory_proto.v1 import captory_pb2 as pb
 
 JOB = Painting("a", "a mug", 8, 1)
@@ -101,7 +103,7 @@ def measured() -> Measured:
 
 
 def test_goodput_is_held_against_the_highest_rate(measured: Measured) -> None:
-    figures = summarise(Settings(Path(), bound_s=0.5), measured)
+    figures = summarise(Settings(Subject(Path()), bound_s=0.5), measured)
     targets = {target["name"]: target for target in figures["targets"]}
     assert [targets[f"goodput_over_peak_at_{m}x"]["value"] for m in (1, 2, 10)] == pytest.approx([1.0, 0.95, 0.75])
     assert [targets[f"goodput_over_peak_at_{m}x"]["met"] for m in (1, 2, 10)] == [True, True, False]
@@ -112,7 +114,7 @@ def test_goodput_is_held_against_the_highest_rate(measured: Measured) -> None:
 
 def test_without_a_rate_that_holds_goodput_is_missed(measured: Measured) -> None:
     measured.server, measured.goodput = None, []
-    figures = summarise(Settings(Path()), measured)
+    figures = summarise(Settings(Subject(Path())), measured)
     assert figures["checks"]["ok"]
     assert [(target["value"], target["met"]) for target in figures["targets"]] == [(0.0, False)] * 3
     assert load_tables(figures | {"machine": MACHINE | {"load_average": [0.0, 0.0, 0.0]}})
@@ -163,8 +165,7 @@ async def test_a_tiny_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, with_
         pytest.skip("mlcommons-loadgen is not installed")
     monkeypatch.setattr(load, "installed", lambda: with_loadgen)
     settings = Settings(
-        fake_repository(tmp_path),
-        backend="fake",
+        Subject(fake_repository(tmp_path), backend="fake"),
         bound_s=60.0,
         seconds=0.3,
         final_seconds=0.3,

@@ -11,12 +11,12 @@ import pytest
 from typer.testing import CliRunner
 
 from captory_bench.commands import bench
-from captory_bench.fake_family import fake_repository
-from captory_bench.orchestrator import Account
-from captory_bench.orchestrator_callers import Heard, hear
-from captory_bench.orchestrator_probe import IDLE, REST, cpu_by_role
-from captory_bench.orchestrator_report import rss_slope, wire_share
-from captory_bench.served import ArmFailed
+from captory_bench.measuring.served import ArmFailed
+from captory_bench.orchestrator.callers import Heard, hear
+from captory_bench.orchestrator.fake_family import fake_repository
+from captory_bench.orchestrator.measure import Account
+from captory_bench.orchestrator.probe import IDLE, REST, cpu_by_role
+from captory_bench.orchestrator.report import rss_slope, wire_share
 from captory_engine.images import encode_image, pixel_sha256
 from captory_engine.items import ImageFormat
 from captory_proto.v1 import captory_pb2 as pb

@@ -7,10 +7,12 @@ import io
 import json
 import math
 import sys
+from collections import Counter
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import replace
 from types import ModuleType
+from typing import Any
 
 import numpy as np
 import pytest
@@ -19,33 +21,33 @@ from PIL import Image
 from rich.console import Console
 from typer.testing import CliRunner
 
-from captory_bench import contenders
 from captory_bench.commands import bench
-from captory_bench.contenders import (
+from captory_bench.measuring.machine import describe_machine
+from captory_bench.measuring.outcome import Agreement, Outcome, Times, compare
+from captory_bench.measuring.served import ArmFailed
+from captory_bench.measuring.workload import MIXED_STEPS, Painting, Photo, paintings, photos
+from captory_bench.peers import contenders, measure
+from captory_bench.peers.captory import Captory, open_captory
+from captory_bench.peers.contenders import (
     CAPTORY,
     Conditions,
     Opener,
     OpenLoopContender,
+    PeerOutcome,
     PeerUnavailable,
     PerRequest,
     Reply,
     conditions_for,
     find_opener,
 )
-from captory_bench.machine import describe_machine
-from captory_bench.open_loop import Probe, Search, capacity_at_p95
-from captory_bench.outcome import Outcome, Times, compare
-from captory_bench.peers import measure
-from captory_bench.peers.captory import Captory, open_captory
 from captory_bench.peers.groups import alike, alike_batches, fewer
 from captory_bench.peers.hosting import Hosting
+from captory_bench.peers.open_loop import Probe, Search, capacity_at_p95
 from captory_bench.peers.painter import Painter
 from captory_bench.peers.report import summarise
 from captory_bench.peers.tables import peer_tables
 from captory_bench.peers.trial import Setting, best_of, candidates
-from captory_bench.peers.wire import Painted, Wanted, painting_body, photo_body, read_body, read_prompt
-from captory_bench.served import ArmFailed
-from captory_bench.workload import MIXED_STEPS, Painting, Photo, paintings, photos
+from captory_bench.peers.wire import Painted, Wanted, painting_body, photo_body, read_body, read_reply
 
 SERVICE_S = 0.1  # of the queue that is simulated: ten images a second, one after the other
 
@@ -74,7 +76,7 @@ class InProcess:
         if wanted.job.id == self.refuses:
             raise ArmFailed(f"{self.refuses}: no")
         painted = self.painter.paint([wanted])[0]
-        return Reply(painted.png, painted.prompt)
+        return Reply(*painted)
 
 
 def per_request(requests: InProcess, name: str = "litserve") -> PerRequest:
@@ -181,15 +183,15 @@ def test_a_batch_of_all_kinds_gives_what_each_gives_alone(conditions: Conditions
     wanted = [Wanted(job) for job in paintings(4, 7)]
     wanted.insert(1, read_body(photo_body(photos(1, 7)[0], 8)))
     together = painter.paint(wanted)
-    assert together == [painter.paint([one])[0] for one in wanted]
+    assert together == [painter.paint([one])[0]._replace(batch_size=5) for one in wanted]
     assert together[1].prompt.startswith(f"a photo of {photos(1, 7)[0].class_name}")
-    assert read_prompt(together[1].headers) == together[1].prompt
+    assert read_reply(together[1].png, together[1].headers) == together[1]
 
 
 def test_any_prompt_fits_into_a_header() -> None:
-    painted = Painted(b"", "ein Hügel, 100 %\nx-other: yes")
+    painted = Painted(b"", "ein Hügel, 100 %\nx-other: yes", 3)
     assert all(value.isascii() and value.isprintable() for value in painted.headers.values())
-    assert read_prompt(painted.headers) == painted.prompt
+    assert read_reply(b"", painted.headers) == painted
 
 
 async def test_single_requests_make_a_contender(conditions: Conditions) -> None:
@@ -256,9 +258,9 @@ async def test_the_best_setting_is_chosen_by_a_trial_of_all(conditions: Conditio
     settings = candidates(2)
     async with best_of(settings, start, 2) as contender:
         assert started == [*settings, Setting(16, 0.02, 2, 1)]
-        assert contender.settings.startswith("batches of up to 16 within 20 ms, 2 workers of 1 threads")
-        assert "2.0 s, against 3.0 s for batches of up to 8" in contender.settings
-    assert len(candidates(1)) == len(set(candidates(1))) == 3
+        assert "; batches of up to 16 within 20 ms, 2 workers of 1 threads; its trial" in contender.settings
+        assert "2.0 s, against 3.0 s for batches of up to 32" in contender.settings
+    assert len(candidates(1)) == len(set(candidates(1))) == 2
 
 
 def test_an_opener_is_found_by_name_and_its_absence_has_a_reason(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -351,6 +353,68 @@ def test_the_command_ends_with_1_when_a_peer_paints_other_images(conditions: Con
     assert json.loads(wrong.stdout)["not_measured"] == {"ray": "its images are not Captory's: no figures"}
     assert json.loads(wrong.stdout)["targets"] == []
     assert CliRunner().invoke(bench, [*options, *where, "--only", "quadriton"]).exit_code == 2
+
+
+LONG = "a photo of mug, two small red mugs at the top"
+
+
+def scripted(prompt: str, agreement: Agreement) -> measure.Versus:
+    """A script's rewritten work with that prompt for every image, in batches of three and one."""
+    images = {str(index): np.zeros((2, 2, 3), np.uint8) for index in range(4)}
+    captory = Outcome(images, dict.fromkeys(images, LONG), times=Times(1.0))
+    peer = PeerOutcome(images, dict.fromkeys(images, prompt), times=Times(2.0), batches=Counter({3: 1, 1: 1}))
+    return measure.Versus("a script", rewritten=[measure.Pair(captory, peer)], references=[agreement])
+
+
+def test_rewritten_work_counts_when_it_was_rewritten_and_agrees(conditions: Conditions) -> None:
+    def figures(versus: measure.Versus) -> dict[str, Any]:
+        return summarise(measure.Measured(measure.Settings(conditions, 4, 1), peers={"diffusers": versus}))
+
+    right = figures(scripted(LONG, Agreement(8, 0, 0.1, 2)))
+    found = right["peers"]["diffusers"]["rewritten"]
+    assert found["ratio"] == 2
+    assert (found["peer"]["batches"], found["peer"]["mean_batch"]) == ({1: 1, 3: 1}, 2)
+    assert "mean_batch" not in found[CAPTORY]
+    console = Console(width=200, record=True, file=io.StringIO())
+    console.print(peer_tables({**right, "machine": describe_machine(1)}))
+    assert "2.0" in next(line for line in console.export_text().splitlines() if "rewritten" in line)
+    unwritten = figures(scripted("a photo of mug, a mug", Agreement(8, 0, 0.1, 2)))
+    assert unwritten["not_measured"] == {"diffusers": "captions were not rewritten: no figures"}
+    assert not unwritten["checks"]["ok"]
+    other = figures(scripted(LONG, Agreement(8, 0, 50.0, 255)))
+    assert other["peers"] == {}
+    assert not other["checks"]["ok"]
+
+
+@pytest.mark.usefixtures("peers")
+async def test_a_script_with_a_writer_is_held_against_a_plain_loop(
+    conditions: Conditions, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Script:
+        name, settings = "diffusers-1", "a script"
+
+        def __init__(self, captory: Captory) -> None:
+            self.paint_all, self.paint_photos = captory.paint_all, captory.paint_photos
+            self.paint_rewritten = captory.paint_rewritten
+
+    @asynccontextmanager
+    async def opener(conditions: Conditions) -> AsyncIterator[Script]:
+        async with open_captory(conditions) as captory:
+            yield Script(captory)
+
+    register(monkeypatch, "diffusers-1", opener)
+    settings = measure.Settings(conditions, 8, 2, only=("diffusers-1",))
+    versus = (await measure.measure(settings, lambda _: None)).peers["diffusers-1"]
+    assert [len(pair.captory.images) for pair in versus.rewritten] == [8, 8]
+    assert [len(pair.peer.images) for pair in versus.rewritten] == [1, 1]
+    assert all(agreement.max_difference == 0 for agreement in versus.references)
+    assert sum(agreement.num_compared for agreement in versus.references) == 18
+    assert not versus.capacity
+
+
+def test_every_batch_is_counted_once() -> None:
+    replies = [Reply(b"", "", size) for size in (3, 1, 3, 3, 1, 0)]
+    assert contenders.batches_of(replies) == {3: 1, 1: 2}
 
 
 def test_a_capacity_ratio_lies_between_the_edges() -> None:

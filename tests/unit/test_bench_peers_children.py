@@ -12,9 +12,9 @@ from pathlib import Path
 import psutil
 import pytest
 
-from captory_bench.contenders import PeerUnavailable
+from captory_bench.measuring.served import ArmFailed
 from captory_bench.peers.children import child, free_port
-from captory_bench.served import ArmFailed
+from captory_bench.peers.contenders import PeerUnavailable
 
 # A parent with a child in a process group of its own, both told in a file; then both wait for ever.
 FAMILY = """
@@ -88,7 +88,7 @@ def test_a_killed_benchmark_leaves_no_child_even_standing_still(tmp_path: Path) 
     benchmark = f"""
 import asyncio, pathlib, sys
 from captory_bench.peers.children import child
-from captory_bench.served import ArmFailed
+from captory_bench.measuring.served import ArmFailed
 path = pathlib.Path({str(told)!r})
 async def greet():
     if not path.exists():

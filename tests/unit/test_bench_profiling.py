@@ -7,8 +7,8 @@ import pytest
 from families import fake_repository
 from typer.testing import CliRunner
 
-from captory_bench import profiling
 from captory_bench.commands import bench
+from captory_bench.profile import measure as profiling
 from captory_engine import profiles
 
 STAGES = ["vision", "caption", "write", "text", "denoise", "vae"]

@@ -12,15 +12,15 @@ import pytest
 from families import fake_repository
 from rich.console import Console
 
-from captory_bench.arms import ARMS, BARE_LOOP, GROUPED_GUIDANCE, REQUEST_FIXED, SERVED_GUIDANCE, SERVED_UNIFORM
-from captory_bench.bare_loop import Way
-from captory_bench.comparison import Measured
-from captory_bench.crews import Crew
-from captory_bench.graphs import Graphs, open_graphs
-from captory_bench.outcome import Outcome, Times
-from captory_bench.report import check, summarise
-from captory_bench.tables import comparison_tables
-from captory_bench.workload import paintings
+from captory_bench.measuring.bare_loop import Way
+from captory_bench.measuring.crews import Crew
+from captory_bench.measuring.graphs import Graphs, open_graphs
+from captory_bench.measuring.outcome import Outcome, Times
+from captory_bench.measuring.workload import paintings
+from captory_bench.serve.arms import ARMS, BARE_LOOP, GROUPED_GUIDANCE, REQUEST_FIXED, SERVED_GUIDANCE, SERVED_UNIFORM
+from captory_bench.serve.measure import Measured
+from captory_bench.serve.report import check, summarise
+from captory_bench.serve.tables import comparison_tables
 from captory_engine.device import StageCounts
 
 NUM = 8

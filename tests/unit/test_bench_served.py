@@ -10,15 +10,15 @@ import pytest
 from families import fake_repository
 from typer.testing import CliRunner
 
-from captory_bench import request_level
-from captory_bench.arms import ARMS
-from captory_bench.bare_loop import Way
 from captory_bench.commands import bench
-from captory_bench.crews import Crew
-from captory_bench.graphs import open_graphs
-from captory_bench.outcome import compare
-from captory_bench.served import ArmFailed, server_options, serving
-from captory_bench.workload import Painting, paintings, photos
+from captory_bench.measuring import request_level
+from captory_bench.measuring.bare_loop import Way
+from captory_bench.measuring.crews import Crew
+from captory_bench.measuring.graphs import open_graphs
+from captory_bench.measuring.outcome import compare
+from captory_bench.measuring.served import ArmFailed, server_options, serving
+from captory_bench.measuring.workload import Painting, paintings, photos
+from captory_bench.serve.arms import ARMS
 from captory_engine.repository import default_repository
 
 NUM = 12

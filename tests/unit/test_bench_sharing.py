@@ -5,20 +5,20 @@ from __future__ import annotations
 import asyncio
 from collections import Counter
 from dataclasses import replace
-from pathlib import Path
 from unittest.mock import Mock
 
 import numpy as np
 import pytest
 
-from captory_bench.classes import Bulk, Plan, Shared, saturated
-from captory_bench.coscheduling import Job, Look, window
-from captory_bench.outcome import Agreement, Outcome, Times
-from captory_bench.served import ArmFailed, Served
-from captory_bench.sharing import Measured, Settings, measure, mixed_jobs
-from captory_bench.sharing_report import sharing_tables, summarise
-from captory_bench.stats import Stats, read_stats, total
-from captory_bench.workload import paintings
+from captory_bench.measuring.outcome import Agreement, Outcome, Times
+from captory_bench.measuring.served import ArmFailed, Served
+from captory_bench.measuring.stats import Stats, read_stats, total
+from captory_bench.measuring.subject import Subject
+from captory_bench.measuring.workload import paintings
+from captory_bench.sharing.classes import Bulk, Plan, Shared, saturated
+from captory_bench.sharing.coscheduling import Job, Look, window
+from captory_bench.sharing.measure import Measured, Settings, measure, mixed_jobs
+from captory_bench.sharing.report import sharing_tables, summarise
 from captory_engine.device import StageCounts
 from captory_engine.repository import default_repository
 from captory_proto.v1 import captory_pb2 as pb
@@ -134,14 +134,14 @@ async def test_a_tiny_run_on_the_embedded_family() -> None:
     if not any(default_repository().glob("*/family.yaml")):
         pytest.skip("there is no embedded family here")
     settings = Settings(
-        Path(default_repository()),
+        Subject(default_repository()),
         num_images=160,
         num_mixed=12,
         num_interactive=2,
         num_probes=1,
         num_rounds=1,
-        window_s=0.3,
-        settle_s=0.3,
+        window_s=0.6,
+        settle_s=0.6,
         steps=1,
     )
     figures = summarise(await measure(settings, lambda words: None))

@@ -11,15 +11,16 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
-from captory_bench.blocks import BLOCKS
 from captory_bench.commands import bench
-from captory_bench.markdown import machine_words, markdown_table
-from captory_bench.pages import read_figures, rewrite, right_ones
-from captory_bench.plots import PLOTS, draw_all
-from captory_bench.suite import PARTS, Part, run_all, run_child
-from captory_bench.suite_report import summarise, summary_tables, write
-from captory_bench.tables import machine_line
-from captory_bench.targets import at_least, at_most
+from captory_bench.measuring.tables import machine_line
+from captory_bench.measuring.targets import at_least, at_most
+from captory_bench.page.blocks import BLOCKS
+from captory_bench.page.blocks_floor import stages
+from captory_bench.page.markdown import machine_words, markdown_table
+from captory_bench.page.plots import PLOTS, draw_all
+from captory_bench.page.rewrite import read_figures, rewrite, right_ones
+from captory_bench.suite.report import summarise, summary_tables, write
+from captory_bench.suite.run import PARTS, Part, run_all, run_child
 
 PAGE = Path(__file__).parents[2] / "docs" / "performance.md"
 MINUTES = 40
@@ -124,7 +125,7 @@ def figures() -> dict[str, dict]:
         ("solo_p50_s", "solo_p95_s", "shared_p50_s", "shared_p95_s", "bulk_alone_per_s", "bulk_shared_per_s"), 0.5
     )
     stage = {"share": 0.9, "mean_rows": 16.0, "ms_per_row": 3.0}
-    curve = {"ms_per_row": {"1": 4.0, "2": 2.5}}
+    curve = {"ms_per_row": {"1": 4.0, "2": 2.5}, "num_lanes": 2}
     found = {
         "serve": {"arms": {"an arm": arm}, "latency": {"arrivals_per_s": 3.0, "an arm": tail}},
         "sharing": {
@@ -179,6 +180,16 @@ def test_every_block_of_the_page_is_written(tmp_path: Path, figures: dict[str, d
     once = page.read_text()
     rewrite(page, figures)
     assert page.read_text() == once
+
+
+def test_a_stage_and_its_graph_alone_are_both_in_milliseconds_of_one_lane(figures: dict[str, dict]) -> None:
+    """Two lanes that give a row each 2.5 ms together take 5 ms of a lane for it."""
+    figures["sharing"]["stages"]["denoise"]["ms_per_row"] = 6.0
+    table = stages(figures)
+    assert "| stage | busy time | rows a batch | lane ms a row | graph alone | over it |" in table
+    assert "| denoise | 90.0% | 16.0 | 6.00 | 5.00 | 1.20 |" in table
+    figures["profile"]["curves"]["denoise"]["num_lanes"] = 1
+    assert "| denoise | 90.0% | 16.0 | 6.00 | 2.50 | 2.40 |" in stages(figures)
 
 
 def test_a_block_without_right_figures_is_left(tmp_path: Path, figures: dict[str, dict]) -> None:

@@ -5,8 +5,8 @@ from collections import Counter
 import numpy as np
 import pytest
 
-from captory_bench.arrivals import percentiles, poisson_arrivals
-from captory_bench.workload import FIRST_SCENE, MIXED_STEPS, paintings, photos
+from captory_bench.measuring.arrivals import percentiles, poisson_arrivals
+from captory_bench.measuring.workload import FIRST_SCENE, MIXED_STEPS, paintings, photos
 
 LAST_TRAINING_SCENE = 10_000_000
 

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from captory_engine.errors import BadModel, InvalidInput, Unavailable
+from captory_engine.manifest import write_manifest
 from captory_engine.repository import default_repository, open_model
 from captory_engine.sessions.base import Session
 from captory_engine.sessions.options import SessionOptions, TorchOptions
@@ -116,6 +117,7 @@ def test_a_checkpoint_that_cannot_be_read_is_refused(tmp_path: Path) -> None:
     folder.mkdir(parents=True)
     (folder / "config.json").write_text("{}")
     (folder / "model.safetensors").write_bytes(b"nothing")
+    write_manifest(folder)
     with pytest.raises(BadModel) as caught:
         session("torch", "picto_painter_text_encoder", TorchOptions(device="cpu", checkpoints=tmp_path))
     assert caught.value.reason == "CHECKPOINT_UNREADABLE"

@@ -15,12 +15,12 @@ from google.protobuf import json_format, text_format
 from PIL import Image
 from tritonclient.grpc import model_config_pb2
 
-from captory_bench.contenders import Conditions, PeerUnavailable
-from captory_bench.graphs import cip_prompts, open_graphs
+from captory_bench.measuring.graphs import cip_prompts, open_graphs
+from captory_bench.measuring.workload import Painting, Photo, photos
 from captory_bench.peers import triton
+from captory_bench.peers.contenders import Conditions, PeerUnavailable
 from captory_bench.peers.trial import Setting
 from captory_bench.peers.triton_repository import CAPTIONER, MODELS, PAINTER, write_repository
-from captory_bench.workload import Painting, Photo, photos
 from captory_engine.family import find_family
 from captory_export.triton.host import PYTHON_VARIABLE
 

@@ -20,8 +20,8 @@ from captory_bench.gpu.rates import matrix_rate
 from captory_bench.gpu.report import to_text
 from captory_bench.gpu.setup import FULL_SCALE, TINY_SCALE, Scale, Setup
 from captory_bench.gpu.variants import GRAPHS, PLAIN, VARIANTS, Variant
-from captory_bench.machine import describe_machine
-from captory_bench.targets import at_least
+from captory_bench.measuring.machine import describe_machine
+from captory_bench.measuring.targets import at_least
 from captory_engine.sessions.options import available_cpus
 from captory_engine.sessions.torch import DTYPES
 

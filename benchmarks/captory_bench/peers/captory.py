@@ -6,10 +6,11 @@ from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 
-from captory_bench.contenders import CAPTORY, Conditions
-from captory_bench.outcome import Outcome
-from captory_bench.served import Served, server_options, serving
-from captory_bench.workload import Painting, Photo
+from captory_bench.measuring.outcome import Outcome
+from captory_bench.measuring.served import Served, server_options, serving
+from captory_bench.measuring.workload import Painting, Photo
+from captory_bench.peers.contenders import CAPTORY, Conditions
+from captory_proto.v1 import captory_pb2 as pb
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,6 +28,10 @@ class Captory:
     async def paint_photos(self, photos: Sequence[Photo], steps: int) -> Outcome:
         """Send all photographs."""
         return await self.served.photos(photos, steps)
+
+    async def paint_rewritten(self, photos: Sequence[Photo], steps: int) -> Outcome:
+        """Send all photographs, their captions to be rewritten by the writer."""
+        return await self.served.photos(photos, steps, pb.MODE_REWRITE)
 
     async def open_loop(self, jobs: Sequence[Painting], arrivals_s: Sequence[float]) -> Outcome:
         """Send each prompt when it is due, as interactive work."""

@@ -19,8 +19,8 @@ from typing import IO
 
 import psutil
 
-from captory_bench.contenders import PeerUnavailable
-from captory_bench.served import ArmFailed
+from captory_bench.measuring.served import ArmFailed
+from captory_bench.peers.contenders import PeerUnavailable
 
 _WATCHED = 'exec 3<&0; ( (read _ <&3; kill -9 0) & ); exec "$@" 3<&- </dev/null'
 LOG_TAIL_BYTES = 1500

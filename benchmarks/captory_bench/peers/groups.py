@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 
-from captory_bench.workload import Painting
+from captory_bench.measuring.workload import Painting
 
 
 def alike(jobs: Sequence[Painting]) -> list[list[int]]:

@@ -12,8 +12,8 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import NamedTuple
 
-from captory_bench.contenders import Conditions, PeerUnavailable, PerRequest
 from captory_bench.peers.children import child, free_port
+from captory_bench.peers.contenders import Conditions, PeerUnavailable, PerRequest
 from captory_bench.peers.http_client import http_requests
 from captory_bench.peers.trial import Setting, best_of, candidates
 

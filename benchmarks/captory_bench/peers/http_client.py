@@ -9,10 +9,10 @@ from typing import Any
 
 import aiohttp
 
-from captory_bench.contenders import Reply
-from captory_bench.peers.wire import KEEP_ALIVE_S, PATH, painting_body, photo_body, read_prompt
-from captory_bench.served import ArmFailed
-from captory_bench.workload import Painting, Photo
+from captory_bench.measuring.served import ArmFailed
+from captory_bench.measuring.workload import Painting, Photo
+from captory_bench.peers.contenders import Reply
+from captory_bench.peers.wire import KEEP_ALIVE_S, PATH, painting_body, photo_body, read_reply
 
 _PROBE = Painting("probe", "a mug", 1, 0)
 
@@ -41,7 +41,7 @@ class HttpRequests:
                 content = await response.read()
                 if not response.ok:
                     raise ArmFailed(f"{key}: HTTP {response.status}: {content[:200].decode(errors='replace')}")
-                return Reply(content, read_prompt(response.headers))
+                return Reply(*read_reply(content, response.headers))
         except aiohttp.ClientError as error:
             raise ArmFailed(f"{key}: {error}") from error
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from contextlib import AbstractAsyncContextManager
 
-from captory_bench.contenders import Conditions, PerRequest
+from captory_bench.peers.contenders import Conditions, PerRequest
 from captory_bench.peers.hosting import open_hosted
 
 

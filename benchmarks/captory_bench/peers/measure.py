@@ -1,35 +1,39 @@
 """`captory bench peers`: Captory and each peer in pairs, the same items in the same round, one after the other.
 
 A peer is started for its pair alone. It stands still while Captory works, except for Triton, which then only waits for
-requests. Scripts (diffusers) run the uniform job and
-prompts of mixed steps; servers run the uniform job, and mixed prompts under Poisson arrivals at equal p95.
+requests. Scripts (diffusers) run the uniform job, the same with rewritten captions, and prompts of mixed steps; servers
+run the uniform job, and mixed prompts under Poisson arrivals at equal p95.
 """
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Iterator, Sequence
+import asyncio
+from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import count
 from statistics import mean, median
+from typing import NamedTuple
 
-from captory_bench.comparison import WARM_UP
-from captory_bench.contenders import (
+from captory_bench.measuring.checks import check_paintings, open_reference
+from captory_bench.measuring.outcome import Agreement, Outcome
+from captory_bench.measuring.subject import Subject
+from captory_bench.measuring.workload import MIXED_STEPS, WARM_UP, Painting, Photo, paintings, photos
+from captory_bench.peers.captory import open_captory
+from captory_bench.peers.contenders import (
     CAPTORY,
     PEERS,
     Conditions,
     Contender,
     OpenLoopContender,
     PeerUnavailable,
+    RewritingContender,
     find_opener,
 )
-from captory_bench.open_loop import Search, capacity_at_p95
-from captory_bench.outcome import Outcome
-from captory_bench.peers.captory import open_captory
 from captory_bench.peers.groups import fewer
-from captory_bench.workload import MIXED_STEPS, Painting, paintings, photos
+from captory_bench.peers.open_loop import Search, capacity_at_p95
 
 # Runs one in so many of the items: the rate of a script that paints one image at a time does not depend on how many.
-SLOW_SHARE = {"diffusers-1": 8}
+SLOW_SHARE = {"diffusers-1": 12}
 BOUND_FACTOR = 5  # the bound of p95, in times that Captory needs for one image of the most steps alone
 SOLO_RUNS = 3
 START_LOAD = 0.8  # of the rate that the uniform job lets expect
@@ -47,19 +51,18 @@ class Settings:
     num_images: int = 96
     num_rounds: int = 3
     num_arrivals: int = 160
-    max_probes: int = 5
+    max_probes: int = 4
     resolution: float = 0.1
     bound_s: float = 0.0  # of p95; 0: from Captory's own time for one image
     only: tuple[str, ...] = ()  # peers; empty: all
 
 
 def enlarged(settings: Settings) -> Settings:
-    """The same at length."""
-    return replace(settings, num_images=512, num_rounds=5, num_arrivals=256, max_probes=8, resolution=0.05)
+    """The same at length: about 20 minutes on two cores."""
+    return replace(settings, num_images=128, num_arrivals=400)
 
 
-@dataclass(frozen=True, slots=True)
-class Pair:
+class Pair(NamedTuple):
     """Both contenders' outcomes in one round, on the same items or the peer's on some of them."""
 
     captory: Outcome
@@ -73,6 +76,8 @@ class Versus:
     settings: str
     uniform: list[Pair] = field(default_factory=list)
     mixed: list[Pair] = field(default_factory=list)
+    rewritten: list[Pair] = field(default_factory=list)
+    references: list[Agreement] = field(default_factory=list)  # of either's rewritten work, by its own prompts
     capacity: dict[str, Search] = field(default_factory=dict)
 
 
@@ -85,6 +90,11 @@ class Measured:
     bound_s: float = 0.0
     peers: dict[str, Versus] = field(default_factory=dict)
     missing: dict[str, str] = field(default_factory=dict)
+
+
+def prompted(items: Sequence[Photo], prompts: Mapping[str, str], steps: int) -> list[Painting]:
+    """The photographs that have got a prompt, as what is painted from it."""
+    return [Painting(item.id, prompts[item.id], steps, item.seed) for item in items if item.id in prompts]
 
 
 async def measure(settings: Settings, say: Say) -> Measured:
@@ -132,6 +142,8 @@ class _Match:
             return versus
         for index in range(settings.num_rounds):
             versus.mixed.append(await self._mixed(index))
+        if isinstance(self.peer, RewritingContender) and isinstance(self.captory, RewritingContender):
+            await self._rewritten(self.captory, self.peer, versus)
         return versus
 
     async def _uniform(self, index: int) -> Pair:
@@ -139,7 +151,7 @@ class _Match:
         items, steps = photos(settings.num_images, next(self.scenes)), settings.conditions.steps
 
         async def run(contender: Contender, share: int) -> Outcome:
-            return await contender.paint_photos(items[: len(items) // share], steps)
+            return await contender.paint_photos(items[: max(1, len(items) // share)], steps)
 
         return await self._pair("uniform", index, run)
 
@@ -150,6 +162,24 @@ class _Match:
             return await contender.paint_all(fewer(jobs, len(jobs) // share))
 
         return await self._pair("mixed", index, run)
+
+    async def _rewritten(self, captory: RewritingContender, peer: RewritingContender, versus: Versus) -> None:
+        """Each writer draws in its own way, so either's images are held against a plain loop of the same prompts."""
+        conditions, num_images = self.measured.settings.conditions, self.measured.settings.num_images
+        subject = Subject(conditions.repository, conditions.family, conditions.backend)
+        reference = await asyncio.to_thread(open_reference, subject)
+        both = {CAPTORY: captory, peer.name: peer}
+        for index in range(self.measured.settings.num_rounds):
+            items = photos(num_images, next(self.scenes))
+
+            async def run(contender: Contender, share: int, items: Sequence[Photo] = items) -> Outcome:
+                some = items[: max(1, len(items) // share)]
+                return await both[contender.name].paint_rewritten(some, conditions.steps)
+
+            versus.rewritten.append(await self._pair("rewritten", index, run))
+            for outcome in versus.rewritten[-1]:
+                jobs = prompted(items, outcome.prompts, conditions.steps)
+                versus.references.append(await asyncio.to_thread(check_paintings, reference, jobs, outcome))
 
     async def _pair(self, what: str, index: int, run: Callable[[Contender, int], Awaitable[Outcome]]) -> Pair:
         """Both, one after the other; every other round the other way round."""

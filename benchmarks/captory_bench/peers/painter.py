@@ -1,7 +1,7 @@
 """What a service with request-level batching computes for a batch: the same graphs as Captory, called directly.
 
-It is what a competent user writes: the photographs of a batch are captioned together, and requests of equal parameters
-are painted together.
+It is what a competent user writes: the photographs of a batch are captioned together, and all its requests painted
+together.
 """
 
 from __future__ import annotations
@@ -11,23 +11,11 @@ from dataclasses import replace
 
 import numpy as np
 
-from captory_bench.contenders import Conditions
-from captory_bench.denoising import denoise
-from captory_bench.graphs import (
-    Pixels,
-    caption,
-    cip_prompts,
-    decode_latents,
-    encode_text,
-    open_graphs,
-    to_pixel_values,
-)
-from captory_bench.peers.groups import alike
+from captory_bench.measuring.graphs import caption, cip_prompts, encode_text, open_graphs, to_pixel_values
+from captory_bench.measuring.workload import Painting
+from captory_bench.peers.contenders import Conditions
+from captory_bench.peers.painting import paint_together
 from captory_bench.peers.wire import Painted, Wanted
-from captory_bench.workload import Painting
-from captory_engine.device import StageCounts
-from captory_engine.images import encode_image
-from captory_engine.items import ImageFormat
 
 
 class Painter:
@@ -42,10 +30,8 @@ class Painter:
     def paint(self, batch: Sequence[Wanted]) -> list[Painted]:
         """Paint a batch of requests of any kind, in their order."""
         jobs = self._prompted(batch)
-        pixels: dict[int, Pixels] = {}
-        for group in alike(jobs):
-            pixels.update(zip(group, self._paint_alike([jobs[index] for index in group]), strict=True))
-        return [Painted(encode_image(pixels[index], ImageFormat.PNG), job.prompt) for index, job in enumerate(jobs)]
+        pairs = zip(jobs, paint_together(self._graphs, jobs, self._negative), strict=True)
+        return [Painted(png, job.prompt, len(jobs)) for job, png in pairs]
 
     def _prompted(self, batch: Sequence[Wanted]) -> list[Painting]:
         """The jobs of a batch, those with a photograph captioned."""
@@ -57,7 +43,3 @@ class Painter:
             for index, prompt in zip(places, prompts, strict=True):
                 jobs[index] = replace(jobs[index], prompt=prompt)
         return jobs
-
-    def _paint_alike(self, jobs: Sequence[Painting]) -> list[Pixels]:
-        text = encode_text(self._graphs, [job.prompt for job in jobs])
-        return decode_latents(self._graphs, denoise(self._graphs, jobs, text, self._negative, StageCounts()))

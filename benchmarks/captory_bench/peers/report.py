@@ -3,19 +3,21 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Iterable, Sequence
 from statistics import median
 from typing import Any
 
-from captory_bench.checks import agrees, check_record, worst
-from captory_bench.contenders import CAPTORY
-from captory_bench.machine import package_version
-from captory_bench.open_loop import Search
-from captory_bench.outcome import Agreement, Outcome, compare
+from captory_bench.measuring.checks import MAX_OTHER_PROMPTS, agrees, check_record, worst
+from captory_bench.measuring.machine import package_version
+from captory_bench.measuring.outcome import Agreement, Outcome, compare
+from captory_bench.measuring.targets import Target, at_least
+from captory_bench.peers.contenders import CAPTORY, PeerOutcome
 from captory_bench.peers.measure import Measured, Pair, Versus
-from captory_bench.targets import Target, at_least
+from captory_bench.peers.open_loop import Search
+from captory_engine.prompts import accept_rewrite
 
-UNIFORM, MIXED, CAPACITY = "uniform", "mixed", "capacity"
+UNIFORM, REWRITTEN, MIXED, CAPACITY = "uniform", "rewritten", "mixed", "capacity"
 PACKAGES = ("torch", "diffusers", "transformers", "litserve", "ray", "tritonclient")
 MIN_SERVED = {UNIFORM: 1.0, CAPACITY: 1.5}
 MIN_RATIOS = {
@@ -47,16 +49,24 @@ def summarise(measured: Measured) -> dict[str, Any]:
         "versions": {name: package_version(name) for name in PACKAGES},
         "checks": check_record(
             {f"{name} {work}": found for name, works in agreements.items() for work, found in works.items()},
-            complete=all(_complete(versus, settings.num_images) for versus in measured.peers.values()),
+            complete=not wrong,
         ),
     }
 
 
 def _fault(versus: Versus, agreements: dict[str, Agreement], num_images: int) -> str:
     """Why there are no figures of this peer; empty when all was right."""
+    if not all(_rewrote(outcome) for pair in versus.rewritten for outcome in pair):
+        return "captions were not rewritten: no figures"
     if not all(map(agrees, agreements.values())):
         return "its images are not Captory's: no figures"
     return "" if _complete(versus, num_images) else "images are missing: no figures"
+
+
+def _rewrote(outcome: Outcome) -> bool:
+    """Whether the prompts hold what is accepted of a writer; a few may have kept their caption."""
+    refused = [prompt for prompt in outcome.prompts.values() if not accept_rewrite(prompt.partition(", ")[2])]
+    return len(refused) <= MAX_OTHER_PROMPTS * len(outcome.prompts)
 
 
 def ratios(versus: Versus) -> dict[str, list[float]]:
@@ -79,16 +89,21 @@ def targets(name: str, versus: Versus) -> list[Target]:
 
 
 def agreement(versus: Versus) -> dict[str, Agreement]:
-    """By work, how far the peer's images are from Captory's, over all rounds and rates."""
+    """By work, how far the peer's images are from Captory's, over all rounds and rates.
+
+    Where captions are rewritten, how far both are from a plain loop over their own prompts.
+    """
     pairs = {work: [(pair.captory, pair.peer) for pair in pairs] for work, pairs in _works(versus).items()}
     if versus.capacity:
         captory, peer = _searches(versus)
         pairs[CAPACITY] = [(a.outcome, b.outcome) for a, b in zip(captory.probes, peer.probes, strict=False)]
-    return {work: worst([compare(*pair) for pair in found]) for work, found in pairs.items()}
+    found = {work: worst([compare(*pair) for pair in pairs[work]]) for work in pairs if work != REWRITTEN}
+    return {**found, REWRITTEN: worst(versus.references)} if versus.references else found
 
 
 def _works(versus: Versus) -> dict[str, list[Pair]]:
-    return {work: pairs for work, pairs in ((UNIFORM, versus.uniform), (MIXED, versus.mixed)) if pairs}
+    works = (UNIFORM, versus.uniform), (REWRITTEN, versus.rewritten), (MIXED, versus.mixed)
+    return {work: pairs for work, pairs in works if pairs}
 
 
 def _searches(versus: Versus) -> tuple[Search, Search]:
@@ -129,7 +144,17 @@ def _rate(outcomes: Sequence[Outcome]) -> dict[str, Any]:
         "images_per_s": median(speeds),
         "images_per_s_by_round": speeds,
         "cpu_s_per_image": median(outcome.times.cpu_s / len(outcome.images) for outcome in outcomes),
+        **_batching(outcomes),
     }
+
+
+def _batching(outcomes: Iterable[Outcome]) -> dict[str, Any]:
+    """A peer's batches by how many requests were in each, and the mean; nothing of who does not tell."""
+    batches = sum((outcome.batches for outcome in outcomes if isinstance(outcome, PeerOutcome)), Counter[int]())
+    if not batches:
+        return {}
+    num_requests = sum(size * num for size, num in batches.items())
+    return {"batches": dict(sorted(batches.items())), "mean_batch": num_requests / batches.total()}
 
 
 def _edge(search: Search) -> dict[str, Any]:
@@ -138,13 +163,17 @@ def _edge(search: Search) -> dict[str, Any]:
     return {
         "images_per_s": search.held_per_s,
         "failed_per_s": failed if math.isfinite(failed) else None,
-        "probes": [{"images_per_s": probe.rate_per_s, "p95_s": probe.p95_s} for probe in search.probes],
+        "probes": [
+            {"images_per_s": probe.rate_per_s, "p95_s": probe.p95_s, **_batching([probe.outcome])}
+            for probe in search.probes
+        ],
+        **_batching(probe.outcome for probe in search.probes if probe.p95_s <= search.bound_s),
     }
 
 
 def _complete(versus: Versus, num_images: int) -> bool:
     """Whether Captory painted every item, and the peer at least some of them and no others."""
-    pairs = [*versus.uniform, *versus.mixed]
+    pairs = [*versus.uniform, *versus.rewritten, *versus.mixed]
     return all(
         len(pair.captory.images) == num_images
         and pair.captory.images.keys() >= pair.peer.images.keys()

@@ -7,8 +7,8 @@ from typing import Any
 from rich.console import Group
 from rich.table import Table
 
-from captory_bench.contenders import CAPTORY
-from captory_bench.tables import agreement_table, machine_line, targets_table
+from captory_bench.measuring.tables import agreement_table, machine_line, targets_table
+from captory_bench.peers.contenders import CAPTORY
 
 
 def peer_tables(figures: dict[str, Any]) -> Group:
@@ -27,18 +27,21 @@ def peer_tables(figures: dict[str, Any]) -> Group:
 def _ratios(figures: dict[str, Any]) -> Table:
     title = f"images/s, {figures['images']} images and {figures['steps']} steps uniform, median of {figures['rounds']}"
     table = Table("peer", "work", title=title)
-    for name in ("captory", "peer", "ratio", "spread", "CPU s/image", "peer's"):
+    for name in ("captory", "peer", "ratio", "spread", "CPU s/image", "peer's", "peer's batch"):
         table.add_column(name, justify="right")
     for name, works in figures["peers"].items():
         for work, found in works.items():
             speeds = (f"{found[who]['images_per_s']:.2f}" for who in (CAPTORY, "peer"))
             low, high = found["spread"]
             cpu = (f"{one:.3f}" if (one := found[who].get("cpu_s_per_image")) else "" for who in (CAPTORY, "peer"))
-            table.add_row(name, work, *speeds, f"{found['ratio']:.2f}", f"{low:.2f} to {high:.2f}", *cpu)
+            batch = f"{found['peer']['mean_batch']:.1f}" if "mean_batch" in found["peer"] else ""
+            table.add_row(name, work, *speeds, f"{found['ratio']:.2f}", f"{low:.2f} to {high:.2f}", *cpu, batch)
     table.caption = (
-        "uniform: photographs, captioned, prompted and painted, all at once; mixed: prompts of 8 to 40 steps, all at "
-        f"once; capacity: the highest Poisson rate of {figures['arrivals']} mixed prompts whose p95 stays within "
-        f"{figures['p95_bound_s']:.2f} s. Each rate is of its own number of images: slow peers paint fewer"
+        "uniform: photographs, captioned, prompted and painted, all at once; rewritten: the same, the captions "
+        "rewritten by the writer; mixed: prompts of 8 to 40 steps, all at once; "
+        f"capacity: the highest Poisson rate of {figures['arrivals']} mixed prompts whose p95 stays within "
+        f"{figures['p95_bound_s']:.2f} s. Each rate is of its own number of images: slow peers paint fewer. "
+        "A peer's batch is the mean of the requests that it painted together, at capacity of the rates that held"
     )
     return table
 

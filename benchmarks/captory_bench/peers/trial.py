@@ -7,11 +7,11 @@ from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from dataclasses import replace
 from typing import NamedTuple
 
-from captory_bench.comparison import TRIAL
-from captory_bench.contenders import Contender, PerRequest
-from captory_bench.workload import paintings, photos
+from captory_bench.measuring.workload import TRIAL, paintings, photos
+from captory_bench.peers.contenders import Contender, PerRequest
 
 TRIAL_ITEMS = 48
+HOW = "a batch's requests are painted together, of whatever steps: images that have ended leave, none joins"
 WAIT_S = 0.02  # for a batch to fill: requests that come together are there by then
 
 
@@ -29,11 +29,11 @@ class Setting(NamedTuple):
 
 
 def candidates(num_threads: int) -> list[Setting]:
-    """A worker a thread, with three batch sizes, and one worker with all threads.
+    """A worker a thread, with two batch sizes, and one worker with all threads.
 
-    The painter makes groups out of a batch, so a large one pays where steps are mixed.
+    A batch of mixed steps shrinks as its images end, so a large one pays there.
     """
-    shapes = (8, num_threads, 1), (16, num_threads, 1), (32, num_threads, 1), (16, 1, num_threads)
+    shapes = (16, num_threads, 1), (32, num_threads, 1), (16, 1, num_threads)
     return list(dict.fromkeys(Setting(size, WAIT_S, workers, threads) for size, workers, threads in shapes))
 
 
@@ -51,7 +51,7 @@ async def best_of(settings: Sequence[Setting], start: Start, steps: int) -> Asyn
     others = ", ".join(f"{took:.1f} s for {setting}" for setting, took in seconds.items() if setting != best)
     async with start(best) as contender:
         await _trial_s(contender, steps)  # warm, as the others are
-        yield replace(contender, settings=f"{best}; its trial took {seconds[best]:.1f} s, against {others}")
+        yield replace(contender, settings=f"{HOW}; {best}; its trial took {seconds[best]:.1f} s, against {others}")
 
 
 async def _trial_s(contender: Contender, steps: int) -> float:

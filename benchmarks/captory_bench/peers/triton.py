@@ -5,7 +5,7 @@ from __future__ import annotations
 import tempfile
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -15,16 +15,20 @@ from tritonclient.grpc import InferInput
 from tritonclient.grpc.aio import InferenceServerClient
 from tritonclient.utils import InferenceServerException
 
-from captory_bench.contenders import Conditions, PeerUnavailable, PerRequest, Reply
+from captory_bench.measuring.served import ArmFailed
+from captory_bench.measuring.workload import Painting, Photo
 from captory_bench.peers.children import Child
+from captory_bench.peers.contenders import Conditions, PeerUnavailable, PerRequest, Reply
 from captory_bench.peers.trial import Setting, best_of, candidates
 from captory_bench.peers.triton_repository import CAPTIONER, MODELS, PAINTER, write_repository
-from captory_bench.served import ArmFailed
-from captory_bench.workload import Painting, Photo
 from captory_engine.errors import Unavailable
 from captory_engine.family import Painter, find_family
 from captory_export.triton.host import Installation, find_triton, triton_server
 
+HOW = (
+    "two models in Python, caption and paint, each with dynamic batching and an instance a worker; it closes the next "
+    "batches while all instances are busy, so under Poisson arrivals they are small"
+)
 _TYPES: dict[str, tuple[str, Any]] = {  # by the configuration's: the wire's and NumPy's
     "TYPE_STRING": ("BYTES", np.object_),
     "TYPE_INT32": ("INT32", np.int32),
@@ -53,23 +57,23 @@ class TritonRequests:
             "guidance_interval": list(job.guidance_interval),
             "sampler": [(job.sampler or defaults.sampler).encode()],
         }
-        return Reply(await self._infer(job.id, PAINTER, values), job.prompt)
+        painted = await self._infer(job.id, PAINTER, values)
+        return Reply(painted["image"], job.prompt, painted["batch_size"])
 
     async def paint_photo(self, photo: Photo, steps: int) -> Reply:
         """Photograph to image. Raises `ArmFailed` for anything but an image."""
         values = {"photo": [photo.data], "class_name": [photo.class_name.encode()]}
-        prompt = (await self._infer(photo.id, CAPTIONER, values)).decode()
+        prompt = (await self._infer(photo.id, CAPTIONER, values))["prompt"].decode()
         return await self.paint(Painting(photo.id, prompt, steps, photo.seed))
 
-    async def _infer(self, key: str, model: str, values: dict[str, list[Any]]) -> bytes:
-        """The one output of one row."""
+    async def _infer(self, key: str, model: str, values: dict[str, list[Any]]) -> dict[str, Any]:
+        """The outputs of one row, each one value."""
         inputs = [_tensor(port.name, port.data_type, values[port.name]) for port in MODELS[model].inputs]
-        (output,) = MODELS[model].outputs
         try:
             result: Any = await self.client.infer(model, inputs)
         except InferenceServerException as error:
             raise ArmFailed(f"{key}: {error}") from error
-        return bytes(result.as_numpy(output.name).item())
+        return {port.name: result.as_numpy(port.name).item() for port in MODELS[model].outputs}
 
 
 @asynccontextmanager
@@ -81,7 +85,7 @@ async def open_triton(conditions: Conditions) -> AsyncIterator[PerRequest]:
         raise PeerUnavailable(error.message) from None
     start = partial(start_triton, conditions, installation)
     async with best_of(candidates(conditions.num_threads), start, conditions.steps) as contender:
-        yield contender
+        yield replace(contender, settings=f"{HOW}; {contender.settings}")
 
 
 @asynccontextmanager

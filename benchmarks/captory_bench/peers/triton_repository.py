@@ -13,7 +13,7 @@ from tritonclient.grpc import model_config_pb2
 import captory_bench
 import captory_engine
 import captory_training
-from captory_bench.contenders import Conditions
+from captory_bench.peers.contenders import Conditions
 from captory_bench.peers.trial import Setting
 
 CAPTIONER, PAINTER = "captory_captioner", "captory_painter"
@@ -52,7 +52,7 @@ MODELS = {
             Port("guidance_interval", "TYPE_FP64", 2),
             Port("sampler", "TYPE_STRING"),
         ),
-        (Port("image", "TYPE_STRING"),),
+        (Port("image", "TYPE_STRING"), Port("batch_size", "TYPE_INT32")),
     ),
 }
 

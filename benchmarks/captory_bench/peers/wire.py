@@ -8,10 +8,10 @@ from dataclasses import asdict
 from typing import Any, NamedTuple
 from urllib.parse import quote, unquote
 
-from captory_bench.workload import Painting, Photo
+from captory_bench.measuring.workload import Painting, Photo
 
 PATH = "/predict"
-PROMPT_HEADER = "x-prompt"
+PROMPT_HEADER, BATCH_HEADER = "x-prompt", "x-batch-size"
 MEDIA_TYPE = "image/png"
 KEEP_ALIVE_S = 3600  # of a connection: longer than a peer stands still
 
@@ -25,15 +25,16 @@ class Wanted(NamedTuple):
 
 
 class Painted(NamedTuple):
-    """An encoded image and the prompt that it was painted from."""
+    """An encoded image, the prompt that it was painted from, and how many requests were painted together."""
 
     png: bytes
     prompt: str
+    batch_size: int
 
     @property
     def headers(self) -> dict[str, str]:
-        """The prompt, as a header can carry it."""
-        return {PROMPT_HEADER: quote(self.prompt)}
+        """The prompt, as a header can carry it, and the size of the batch."""
+        return {PROMPT_HEADER: quote(self.prompt), BATCH_HEADER: str(self.batch_size)}
 
 
 def painting_body(job: Painting) -> dict[str, Any]:
@@ -53,6 +54,6 @@ def read_body(body: Mapping[str, Any]) -> Wanted:
     return Wanted(job, base64.b64decode(body.get("photo", "")), body.get("class_name", ""))
 
 
-def read_prompt(headers: Mapping[str, str]) -> str:
-    """The prompt out of a reply's headers."""
-    return unquote(headers[PROMPT_HEADER])
+def read_reply(content: bytes, headers: Mapping[str, str]) -> Painted:
+    """What a reply's content and headers tell."""
+    return Painted(content, unquote(headers[PROMPT_HEADER]), int(headers[BATCH_HEADER]))

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from captory_bench.graphs import caption, cip_prompts, to_pixel_values
+from captory_bench.measuring.graphs import caption, cip_prompts, to_pixel_values
 from captory_bench.peers.triton_models.tensors import answer, open_graphs_of, row, text
 
 
@@ -23,4 +23,4 @@ class TritonPythonModel:
         photos = [row(request, "photo")[0] for request in requests]
         captions = caption(self._graphs, np.stack([to_pixel_values(self._graphs, photo) for photo in photos]))
         prompts = cip_prompts(captions, [text(request, "class_name") for request in requests])
-        return [answer("prompt", prompt.encode()) for prompt in prompts]
+        return [answer(prompt=prompt.encode()) for prompt in prompts]

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import triton_python_backend_utils as pb_utils
 
-from captory_bench.graphs import Graphs, open_graphs
+from captory_bench.measuring.graphs import Graphs, open_graphs
 
 
 def open_graphs_of(args: Mapping[str, str]) -> Graphs:
@@ -32,6 +32,9 @@ def text(request: Any, name: str) -> str:
     return str(value, "utf-8")
 
 
-def answer(name: str, value: bytes) -> Any:
-    """A response with one output of one string of bytes."""
-    return pb_utils.InferenceResponse([pb_utils.Tensor(name, np.array([[value]], np.object_))])
+def answer(**outputs: bytes | int) -> Any:
+    """A response of one row with these outputs, each one string of bytes or one number."""
+    kinds = {name: np.object_ if isinstance(value, bytes) else np.int32 for name, value in outputs.items()}
+    return pb_utils.InferenceResponse(
+        [pb_utils.Tensor(name, np.array([[value]], kinds[name])) for name, value in outputs.items()]
+    )

@@ -1,0 +1,1 @@
+"""More images, more steps, more clients."""

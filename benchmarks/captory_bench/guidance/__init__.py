@@ -1,0 +1,1 @@
+"""Guidance at some noise levels only."""

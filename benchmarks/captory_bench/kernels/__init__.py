@@ -1,0 +1,1 @@
+"""Each graph against the machine's matrix multiplication."""

@@ -1,0 +1,1 @@
+"""MLPerf's scenarios, and more load than can be done."""

@@ -1,0 +1,1 @@
+"""All but the graphs."""

@@ -1,0 +1,1 @@
+"""Each graph alone, by rows a batch."""

@@ -1,0 +1,1 @@
+"""The server against a bare loop and request-level batching."""

@@ -1,0 +1,1 @@
+"""How full the device is kept, and how interactive items and bulk jobs share it."""
