@@ -1,7 +1,7 @@
 """Image codecs off the event loop.
 
-What ends while the loop is busy is told to it at once: waking the loop for each small image costs it more than the
-image costs a thread.
+What is asked in one turn of the loop goes to the threads together, and what ends while the loop is busy is told to it
+together: for a small image, waking a thread or the loop costs more than the image.
 """
 
 from __future__ import annotations
@@ -13,6 +13,14 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any, NamedTuple
 
 NUM_THREADS = 2
+
+
+class _Asked(NamedTuple):
+    """A call on its way to a thread."""
+
+    future: asyncio.Future[Any]
+    function: Callable[..., Any]
+    args: tuple[Any, ...]
 
 
 class _Ended(NamedTuple):
@@ -29,23 +37,41 @@ class Codecs:
     def __init__(self, num_threads: int = NUM_THREADS) -> None:
         self._loop = asyncio.get_running_loop()
         self._threads = ThreadPoolExecutor(num_threads, thread_name_prefix="captory-codec")
+        self._num_threads = num_threads
+        self._asked: deque[_Asked] = deque()
         self._ended: deque[_Ended] = deque()
         self._told = False  # whether the loop knows that there is something in `_ended`
 
     async def run(self, function: Callable[..., Any], *args: Any) -> Any:
         """What `function` returns or raises, called in a thread. A caller that leaves stops only what has not begun."""
         future = self._loop.create_future()
-        self._threads.submit(self._call, future, function, args)
+        if not self._asked:
+            self._loop.call_soon(self._hand_over)
+        self._asked.append(_Asked(future, function, args))
         return await future
 
     def close(self) -> None:
         """Wait for the calls in flight, then end the threads."""
         self._threads.shutdown(wait=True)
 
+    def _hand_over(self) -> None:
+        """In the loop. The threads share what was asked: one that is slow holds up no other."""
+        asked, self._asked = self._asked, deque()
+        for _ in range(min(self._num_threads, len(asked))):
+            self._threads.submit(self._work, asked)
+
+    def _work(self, asked: deque[_Asked]) -> None:
+        """In a thread, until nothing is left."""
+        while True:
+            try:
+                future, function, args = asked.popleft()
+            except IndexError:
+                return
+            if not future.cancelled():
+                self._call(future, function, args)
+
     def _call(self, future: asyncio.Future[Any], function: Callable[..., Any], args: tuple[Any, ...]) -> None:
         """In a thread."""
-        if future.cancelled():
-            return
         try:
             self._ended.append(_Ended(future, function(*args), None))
         except BaseException as error:  # the caller's, whatever it is
