@@ -23,7 +23,7 @@ from captory_engine.sessions.base import Array, Session, TensorSpec
 log = logging.getLogger(__name__)
 
 ROWS = (1, 2, 4, 8, 12, 16, 32, 64)
-KNEE = 0.90  # of the best throughput
+KNEE = 0.93  # of the best throughput
 TOO_SLOW = 1.3  # times the best milliseconds a row: larger batches are not tried
 MAX_BATCH_S = 2.0  # after one that took longer, none larger is tried
 MIXED_DELAY = 3.0  # what bulk work that rides along may cost an interactive step of two rows
