@@ -18,7 +18,7 @@ def growth(
     rounds: Annotated[int, typer.Option(min=1, help="Rounds; figures are their medians.")] = 2,
     images: Annotated[str, typer.Option(help="Numbers of images to try, with commas.")] = "64,256",
     steps: Annotated[int, typer.Option(min=0, help="Where they are not varied; 0: the family's default.")] = 0,
-    full: Annotated[bool, typer.Option("--full", help="64, 512 and 4,096 images, 512 a point of the others.")] = False,
+    full: Annotated[bool, typer.Option("--full", help="64, 512 and 4,096 images, 256 a point of the others.")] = False,
 ) -> Result:
     """Measure what an image costs as there are more of them, more steps, more clients."""
     from captory_bench.growth.measure import FULL_IMAGES, FULL_SWEEP, Settings, measure

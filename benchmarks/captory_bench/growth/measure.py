@@ -18,7 +18,7 @@ from captory_bench.measuring.workload import Painting, paintings, photos
 
 FIRST_ROUND = 5000  # batches of scenes
 WARM_UP_ITEMS = 16
-FULL_IMAGES, FULL_SWEEP = (64, 512, 4096), 512
+FULL_IMAGES, FULL_SWEEP = (64, 512, 4096), 256
 
 
 @dataclass(frozen=True, slots=True)

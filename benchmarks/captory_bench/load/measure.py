@@ -25,7 +25,7 @@ WARM_UP, TRIAL, OFFLINE_OWN, POISSON = 7000, 7001, 7002, 7500  # batches of scen
 WARM_UP_ITEMS, TRIAL_ITEMS = 16, 64
 LOWEST = 0.3  # of the offline rate: where the search begins
 SPARE = 0.8  # of the items that the server finishes within the bound
-BACK_OFF, MAX_BACK_OFFS = 0.9, 6
+BACK_OFF, MAX_BACK_OFFS = 0.85, 6
 MULTIPLES = (1, 2, 10)
 FULL_SECONDS = 600.0
 
