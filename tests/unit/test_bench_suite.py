@@ -148,7 +148,16 @@ def figures() -> dict[str, dict]:
         "growth": {key: {"1": point, "2": point} for key in ("images", "steps", "clients")},
         "profile": {"curves": {"denoise": curve}},
         "peers": {
-            "peers": {"triton": {"mixed": {"ratio": 1.5, "spread": [1.4, 1.6]}}},
+            "peers": {
+                "triton": {
+                    "mixed": {
+                        "ratio": 1.5,
+                        "spread": [1.4, 1.6],
+                        "captory": {"images_per_s": 30.0},
+                        "peer": {"images_per_s": 20.0, "mean_batch": 7.5},
+                    }
+                }
+            },
             "settings": {"captory": "as served", "triton": "dynamic batching"},
             "not_measured": {"ray": "not installed"},
             "versions": {"torch": "2"},

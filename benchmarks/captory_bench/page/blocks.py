@@ -165,11 +165,18 @@ def _peers(figures: Mapping[str, Figures]) -> str:
     """Captory's images a second over each peer's, by work; who is missing, and how each was run."""
     peers = figures["peers"]
     rows = [
-        (f"{name}, {work}", f"{one['ratio']:.2f}", f"{one['spread'][0]:.2f} – {one['spread'][1]:.2f}")
+        (
+            f"{name}, {work}",
+            *(f"{one[side]['images_per_s']:.2f}" for side in ("captory", "peer")),
+            f"**{one['ratio']:.2f}**",
+            f"{one['spread'][0]:.2f} – {one['spread'][1]:.2f}",
+            f"{one['peer']['mean_batch']:.1f}" if "mean_batch" in one["peer"] else "",
+        )
         for name, works in peers["peers"].items()
         for work, one in works.items()
     ]
-    table = markdown_table(("Captory over", "ratio", "spread"), rows)
+    header = ("against", "Captory, images/s", "peer, images/s", "ratio", "spread", "peer's mean batch")
+    table = markdown_table(header, rows)
     words = [f"- **{name}**: {settings}." for name, settings in peers["settings"].items()]
     missing = [f"- **{name}** was not measured: {why}." for name, why in peers["not_measured"].items()]
     lists = "\n".join([*words, *missing])
