@@ -37,14 +37,14 @@ class Part(NamedTuple):
 # What batch sizes pay is measured first: the servers of the others use it.
 PARTS = (
     Part("profile", 90),
-    Part("serve", 420, ("--images", "96", "--steps", "8"), ("--images", "256")),
-    Part("sharing", 360, (), ("--images", "512", "--interactive", "60")),
-    Part("guidance", 150, (), ("--full",)),
+    Part("serve", 330, ("--images", "96", "--steps", "8"), ("--images", "256")),
+    Part("sharing", 320, (), ("--images", "512", "--interactive", "60")),
+    Part("guidance", 100, (), ("--full",)),
     Part("load", 300, ("--steps", "8"), ("--full",)),
-    Part("growth", 160, (), ("--full",)),
-    Part("peers", 640, (), ("--full",)),
-    Part("orchestrator", 150, (), ("--full",)),
-    Part("kernels", 120),
+    Part("growth", 140, (), ("--full",)),
+    Part("peers", 840, (), ("--full",)),
+    Part("orchestrator", 170, (), ("--full",)),
+    Part("kernels", 110),
 )
 
 

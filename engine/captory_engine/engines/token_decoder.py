@@ -1,8 +1,9 @@
 """Token decoding as a step engine: captioner and writer alike decode one token a row and step, over a slot table.
 
 The cache is a table [slots, layers, heads, max_positions, head_dim] that the engine owns; each row has its own
-positions and mask. Prefill is a batch of its own. The table's full length is always passed: a length that followed
-the longest row would change bits in ONNX Runtime, and a changed bit may change a word.
+positions and mask. Prefill is a batch of its own. Of the table a batch passes a length that follows from each row's own
+position, so only rows of equal length ride together: one that followed the longest mate would change bits in ONNX
+Runtime, and a changed bit may change a word.
 """
 
 from __future__ import annotations
@@ -24,6 +25,7 @@ from captory_engine.scheduler import Profile
 from captory_engine.sessions.base import Session
 
 Array = NDArray[Any]
+LEAST_PAST = 16  # positions: shorter pasts would split batches for little
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,10 +72,10 @@ class TokenDecoder:
         self._opening = Lock()
 
     def need(self, task: TokenTask) -> Need:
-        """One row; prefill batches hold prefixes of one bucket of lengths."""
+        """One row; a batch holds rows of one bucket of lengths, of prefixes or of what is cached."""
         if not task.tokens:
             return Need(("prefill", task.exact, _bucket(len(task.prefix))), 1)
-        return Need(("decode", task.exact), 1)
+        return Need(("decode", task.exact, self._past(task)), 1)
 
     def run(self, tasks: Sequence[TokenTask]) -> int:
         """Prefill or decode one token of every row."""
@@ -111,18 +113,22 @@ class TokenDecoder:
                 self._slots = Slots(tables, self.profile.max_slots)
             return self._slots
 
+    def _past(self, task: TokenTask) -> int:
+        """How many positions of the cache a row is given, the same wherever it rides."""
+        return min(max(LEAST_PAST, _bucket(task.cached)), self._shape.max_positions)
+
     def _inputs(
         self, tasks: Sequence[TokenTask], fed: Sequence[Sequence[int]], length: int, slots: Slots
     ) -> dict[str, Array]:
-        taken = place([task.slot or 0 for task in tasks])
+        taken, past = place([task.slot or 0 for task in tasks]), self._past(tasks[0])
         cached = np.array([task.cached for task in tasks])
         ids = np.array([[*row, *[self._shape.eos_id] * (length - len(row))] for row in fed], np.int64)
         return {
             "input_ids": ids,
             "position_ids": np.minimum(cached[:, None] + np.arange(length)[None], self._shape.max_positions - 1),
-            "past_mask": (np.arange(self._shape.max_positions)[None] < cached[:, None]).astype(np.float32),
-            "past_keys": slots["past_keys"][taken],
-            "past_values": slots["past_values"][taken],
+            "past_mask": (np.arange(past)[None] < cached[:, None]).astype(np.float32),
+            "past_keys": slots["past_keys"][taken, :, :, :past],
+            "past_values": slots["past_values"][taken, :, :, :past],
             **{name: slots[name][taken] for name in tasks[0].context},
         }
 
