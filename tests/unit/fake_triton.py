@@ -5,9 +5,9 @@ from __future__ import annotations
 import importlib.util
 import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
-from types import ModuleType, SimpleNamespace
+from types import ModuleType
 from typing import Any
 
 import numpy as np
@@ -51,12 +51,11 @@ class InferenceResponse:
 
 @dataclass
 class Request:
-    """A request. Responses that are sent rather than returned end up in `sent`, which requests may share."""
+    """A request."""
 
     arrays: Mapping[str, np.ndarray]
     wanted: Sequence[str] = ()
     cancelled: bool = False
-    sent: list[tuple[Request, InferenceResponse]] = field(default_factory=list)
 
     def inputs(self) -> list[Tensor]:
         return [Tensor(name, array) for name, array in self.arrays.items()]
@@ -67,16 +66,12 @@ class Request:
     def is_cancelled(self) -> bool:
         return self.cancelled
 
-    def get_response_sender(self) -> Any:
-        return SimpleNamespace(send=lambda response, flags: self.sent.append((self, response)))
-
 
 def install(monkeypatch: pytest.MonkeyPatch) -> None:
     """Make `import triton_python_backend_utils` find the names above."""
     module = ModuleType("triton_python_backend_utils")
     module.Tensor, module.InferenceResponse = Tensor, InferenceResponse  # type: ignore[attr-defined]
     module.TritonError, module.TritonModelException = TritonError, TritonModelException  # type: ignore[attr-defined]
-    module.TRITONSERVER_RESPONSE_COMPLETE_FINAL = 1  # type: ignore[attr-defined]
     module.get_input_tensor_by_name = _input  # type: ignore[attr-defined]
     monkeypatch.setitem(sys.modules, module.__name__, module)
 

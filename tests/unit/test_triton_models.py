@@ -67,14 +67,14 @@ def read_config(root: Path, name: str) -> Any:
     return text_format.Parse(text, model_config_pb2.ModelConfig())
 
 
-def request_for(model: str, values: dict[str, list[Any]], sent: list[Any] | None = None) -> Request:
+def request_for(model: str, values: dict[str, list[Any]]) -> Request:
     """A request as the client makes it, off the wire."""
     kinds = {port.name: triton._TYPES[port.data_type][1] for port in MODELS[model].inputs}
     arrays = {name: np.array([values[name]], kind) for name, kind in kinds.items()}
-    return Request(arrays, sent=sent if sent is not None else [])
+    return Request(arrays)
 
 
-def painting_request(steps: int, seed: int, sent: list[Any], guidance_scale: float = 2.0) -> Request:
+def painting_request(steps: int, seed: int, guidance_scale: float = 2.0) -> Request:
     values: dict[str, list[Any]] = {
         "prompt": [b"a mug"],
         "steps": [steps],
@@ -83,7 +83,7 @@ def painting_request(steps: int, seed: int, sent: list[Any], guidance_scale: flo
         "guidance_interval": [0.0, 1.0],
         "sampler": [b"dpmpp-2m"],
     }
-    return request_for(PAINTER, values, sent)
+    return request_for(PAINTER, values)
 
 
 def photo_request(photo: Photo) -> Request:
@@ -108,34 +108,22 @@ def test_a_model_finds_our_packages_beside_it(written: Path) -> None:
 
 
 def test_each_painted_request_gets_its_own_image_whatever_rides_with_it(open_model: Open) -> None:
-    model, sent = open_model(PAINTER), []
-    requests = [painting_request(steps, seed, sent) for steps, seed in ((4, 1), (2, 2), (4, 3))]
-    assert model.execute(requests) == [None] * 3
-    together = {id(request): response.arrays["image"].item() for request, response in sent}
-    assert len(together) == 3
-    for request in requests:
-        request.sent.clear()
-        model.execute([request])
-        ((_, alone),) = request.sent
-        assert together[id(request)] == alone.arrays["image"].item()
-    assert len(set(together.values())) == 3
-    with Image.open(io.BytesIO(alone.arrays["image"].item())) as image:
+    model = open_model(PAINTER)
+    parameters = ((4, 1, 2.0), (2, 2, 2.0), (4, 3, 2.0), (4, 4, 1.0))
+    requests = [painting_request(steps, seed, scale) for steps, seed, scale in parameters]
+    together = [response.arrays for response in model.execute(requests)]
+    assert [int(arrays["batch_size"].item()) for arrays in together] == [4] * 4
+    for request, arrays in zip(requests, together, strict=True):
+        (alone,) = model.execute([request])
+        assert arrays["image"].item() == alone.arrays["image"].item()
+        assert int(alone.arrays["batch_size"].item()) == 1
+    assert len({arrays["image"].item() for arrays in together}) == 4
+    with Image.open(io.BytesIO(together[0]["image"].item())) as image:
         assert image.size == (SIZE_PX, SIZE_PX)
 
 
-def test_what_is_alike_is_painted_together_and_sent_first(open_model: Open, monkeypatch: pytest.MonkeyPatch) -> None:
-    model, sent, groups = open_model(PAINTER), [], []
-    paint = model._paint
-    monkeypatch.setattr(model, "_paint", lambda jobs: groups.append([job.seed for job in jobs]) or paint(jobs))
-    parameters = ((4, 1, 2.0), (2, 2, 2.0), (4, 3, 2.0), (4, 4, 1.0))
-    requests = [painting_request(steps, seed, sent, scale) for steps, seed, scale in parameters]
-    model.execute(requests)
-    assert groups == [[1, 3], [2], [4]]
-    assert [int(request.arrays["seed"].item()) for request, _ in sent] == [1, 3, 2, 4]
-
-
 def test_a_request_of_two_rows_is_refused(open_model: Open) -> None:
-    request = painting_request(2, 1, [])
+    request = painting_request(2, 1)
     double = Request({name: np.concatenate([array, array]) for name, array in request.arrays.items()})
     with pytest.raises(ValueError, match="too many values"):
         open_model(PAINTER).execute([double])
@@ -161,12 +149,13 @@ async def test_the_client_sends_what_the_models_read(conditions: Conditions, ope
 
     class Answer:
         def as_numpy(self, name: str) -> np.ndarray:
-            return np.array([[b"a prompt" if name == "prompt" else b"an image"]], np.object_)
+            found = {"prompt": b"a prompt", "image": b"an image", "batch_size": 3}
+            return np.array([[found[name]]], np.object_)
 
     painter = find_family(conditions.repository).family.painter
     requests = triton.TritonRequests(Client(), painter)  # type: ignore[arg-type]
-    assert await requests.paint(Painting("one", "a mug", 8, 5)) == (b"an image", "a mug")
-    assert await requests.paint_photo(photos(1, 5)[0], 8) == (b"an image", "a prompt")
+    assert await requests.paint(Painting("one", "a mug", 8, 5)) == (b"an image", "a mug", 3)
+    assert await requests.paint_photo(photos(1, 5)[0], 8) == (b"an image", "a prompt", 3)
     assert [model for model, _ in calls] == [PAINTER, CAPTIONER, PAINTER]
     for model, shapes in calls:
         assert shapes == {port.name: [1, port.size] for port in MODELS[model].inputs}
