@@ -16,7 +16,7 @@ from typing import NamedTuple
 
 from captory_bench.measuring.checks import check_paintings, open_reference
 from captory_bench.measuring.outcome import Agreement, Outcome
-from captory_bench.measuring.subject import Subject
+from captory_bench.measuring.subject import Say, Subject
 from captory_bench.measuring.workload import MIXED_STEPS, WARM_UP, Painting, Photo, paintings, photos
 from captory_bench.peers.captory import open_captory
 from captory_bench.peers.contenders import (
@@ -39,8 +39,6 @@ SOLO_RUNS = 3
 START_LOAD = 0.8  # of the rate that the uniform job lets expect
 WAKE_ITEMS = 4
 FIRST_SCENES = 2000  # batches of scenes that nothing else of the benchmark has seen
-
-Say = Callable[[str], object]
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,8 +1,8 @@
 """How the peers that are servers paint a batch: together whatever its steps, since every row has its own timestep.
 
 An image that has ended leaves the batch; none joins it, and all replies go out when the last is done. Groups of equal
-steps one after the other, which the script with diffusers has to make, are slower at every size of a mixed batch.
-Triton's environment holds this module too: it imports little.
+steps one after the other, which the script with diffusers has to make, would be smaller batches. Triton's environment
+holds this module too: it imports little.
 """
 
 from __future__ import annotations
