@@ -9,7 +9,6 @@ from collections.abc import Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from statistics import median
 from typing import Annotated
 
 import numpy as np
@@ -146,9 +145,9 @@ def stages(family: Family) -> dict[str, tuple[str, int]]:
 
 
 def measure(
-    model: str, session: Session, positions: int, num_lanes: int, *, num_passes: int = 2, min_s: float = 0.05
+    model: str, session: Session, positions: int, num_lanes: int, *, num_passes: int = 3, min_s: float = 0.05
 ) -> Curve:
-    """Medians over passes that visit all batch sizes in turn, so that a slow moment harms none alone.
+    """The best of passes that visit all batch sizes in turn: what else runs on the machine can only add time.
 
     `min_s` is spent on a point and pass; batches grow until they no longer pay.
     """
@@ -157,7 +156,7 @@ def measure(
         for _ in range(num_passes):
             for rows, ms in _pass(session, positions, num_lanes, lanes, min_s):
                 points.setdefault(rows, []).append(ms)
-    curve = {rows: median(values) for rows, values in points.items()}
+    curve = {rows: min(values) for rows, values in points.items()}
     return Curve(model, session.digest, session.backend, num_lanes, _shape(session), curve)
 
 

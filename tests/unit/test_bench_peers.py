@@ -178,14 +178,18 @@ def test_a_host_hears_what_it_is_told(conditions: Conditions) -> None:
     assert Hosting.from_argument(hosting.to_argument()) == hosting
 
 
-def test_a_batch_of_all_kinds_gives_what_each_gives_alone(conditions: Conditions) -> None:
-    painter = Painter(conditions)
+@pytest.mark.parametrize(("together", "sizes"), [(False, [2, 2, 1, 1, 1]), (True, [5] * 5)])
+def test_a_batch_of_all_kinds_gives_what_each_gives_alone(
+    conditions: Conditions, together: bool, sizes: list[int]
+) -> None:
+    painter = Painter(conditions, together=together)
     wanted = [Wanted(job) for job in paintings(4, 7)]
     wanted.insert(1, read_body(photo_body(photos(1, 7)[0], 8)))
-    together = painter.paint(wanted)
-    assert together == [painter.paint([one])[0]._replace(batch_size=5) for one in wanted]
-    assert together[1].prompt.startswith(f"a photo of {photos(1, 7)[0].class_name}")
-    assert read_reply(together[1].png, together[1].headers) == together[1]
+    painted = painter.paint(wanted)
+    assert [one.batch_size for one in painted] == sizes
+    assert [one._replace(batch_size=1) for one in painted] == [painter.paint([one])[0] for one in wanted]
+    assert painted[1].prompt.startswith(f"a photo of {photos(1, 7)[0].class_name}")
+    assert read_reply(painted[1].png, painted[1].headers) == painted[1]
 
 
 def test_any_prompt_fits_into_a_header() -> None:
@@ -261,6 +265,7 @@ async def test_the_best_setting_is_chosen_by_a_trial_of_all(conditions: Conditio
         assert "; batches of up to 16 within 20 ms, 2 workers of 1 threads; its trial" in contender.settings
         assert "2.0 s, against 3.0 s for batches of up to 32" in contender.settings
     assert len(candidates(1)) == len(set(candidates(1))) == 2
+    assert all(setting.together for setting in candidates(2, together=True))
 
 
 def test_an_opener_is_found_by_name_and_its_absence_has_a_reason(monkeypatch: pytest.MonkeyPatch) -> None:

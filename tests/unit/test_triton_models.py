@@ -112,7 +112,7 @@ def test_each_painted_request_gets_its_own_image_whatever_rides_with_it(open_mod
     parameters = ((4, 1, 2.0), (2, 2, 2.0), (4, 3, 2.0), (4, 4, 1.0))
     requests = [painting_request(steps, seed, scale) for steps, seed, scale in parameters]
     together = [response.arrays for response in model.execute(requests)]
-    assert [int(arrays["batch_size"].item()) for arrays in together] == [4] * 4
+    assert [int(arrays["batch_size"].item()) for arrays in together] == [2, 1, 2, 1]
     for request, arrays in zip(requests, together, strict=True):
         (alone,) = model.execute([request])
         assert arrays["image"].item() == alone.arrays["image"].item()

@@ -33,6 +33,7 @@ PEERS = {
     "diffusers": "captory_bench.peers.diffusers:open_best_batch",
     "diffusers-1": "captory_bench.peers.diffusers:open_batch_1",
     "litserve": "captory_bench.peers.litserve:open_litserve",
+    "litserve-together": "captory_bench.peers.litserve:open_litserve_together",
     "ray": "captory_bench.peers.ray:open_ray",
     "triton": "captory_bench.peers.triton:open_triton",
 }

@@ -39,16 +39,22 @@ class Hosting(NamedTuple):
 
 @asynccontextmanager
 async def open_hosted(
-    name: str, module: str, conditions: Conditions, env: Mapping[str, str] | None = None
+    package: str,
+    module: str,
+    conditions: Conditions,
+    *,
+    name: str = "",
+    together: bool = False,
+    env: Mapping[str, str] | None = None,
 ) -> AsyncIterator[PerRequest]:
-    """The peer `name`, hosted by `module`, with the best of its settings.
+    """The peer `name`, of a package of that name if it has no other, hosted by `module`, with the best of its settings.
 
     Raises `PeerUnavailable` when its package is not installed or it does not start.
     """
-    if find_spec(name) is None:
-        raise PeerUnavailable(f"the package {name} is not installed")
-    start = partial(_start, name, module, conditions, env or {})
-    async with best_of(candidates(conditions.num_threads), start, conditions.steps) as contender:
+    if find_spec(package) is None:
+        raise PeerUnavailable(f"the package {package} is not installed")
+    start = partial(_start, name or package, module, conditions, env or {})
+    async with best_of(candidates(conditions.num_threads, together=together), start, conditions.steps) as contender:
         yield contender
 
 

@@ -20,11 +20,11 @@ class PaintApi(litserve.LitAPI):  # type: ignore[misc]  # Any
     def __init__(self, hosting: Hosting) -> None:
         setting = hosting.setting
         super().__init__(max_batch_size=setting.batch_size, batch_timeout=setting.wait_s, api_path=PATH)
-        self._conditions = hosting.conditions
+        self._conditions, self._together = hosting.conditions, setting.together
 
     def setup(self, device: str) -> None:
         """Open the graphs, once a worker."""
-        self._painter = Painter(self._conditions)
+        self._painter = Painter(self._conditions, together=self._together)
 
     def decode_request(self, request: dict[str, Any]) -> Wanted:
         """Read the JSON body."""

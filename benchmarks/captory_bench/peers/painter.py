@@ -1,7 +1,6 @@
 """What a service with request-level batching computes for a batch: the same graphs as Captory, called directly.
 
-It is what a competent user writes: the photographs of a batch are captioned together, and all its requests painted
-together.
+The photographs of a batch are captioned together, and its requests painted as `painting` says.
 """
 
 from __future__ import annotations
@@ -14,24 +13,25 @@ import numpy as np
 from captory_bench.measuring.graphs import caption, cip_prompts, encode_text, open_graphs, to_pixel_values
 from captory_bench.measuring.workload import Painting
 from captory_bench.peers.contenders import Conditions
-from captory_bench.peers.painting import paint_together
+from captory_bench.peers.painting import paint_batch
 from captory_bench.peers.wire import Painted, Wanted
 
 
 class Painter:
     """A family's graphs, with the threads of `conditions`. Raises `BadModel`."""
 
-    def __init__(self, conditions: Conditions) -> None:
+    def __init__(self, conditions: Conditions, *, together: bool = False) -> None:
         self._graphs = open_graphs(
             conditions.repository, conditions.family, backend=conditions.backend, num_threads=conditions.num_threads
         )
+        self._together = together
         self._negative = encode_text(self._graphs, [""])
 
     def paint(self, batch: Sequence[Wanted]) -> list[Painted]:
         """Paint a batch of requests of any kind, in their order."""
         jobs = self._prompted(batch)
-        pairs = zip(jobs, paint_together(self._graphs, jobs, self._negative), strict=True)
-        return [Painted(png, job.prompt, len(jobs)) for job, png in pairs]
+        images = paint_batch(self._graphs, jobs, self._negative, together=self._together)
+        return [Painted(image.png, job.prompt, image.batch_size) for job, image in zip(jobs, images, strict=True)]
 
     def _prompted(self, batch: Sequence[Wanted]) -> list[Painting]:
         """The jobs of a batch, those with a photograph captioned."""

@@ -22,4 +22,4 @@ _QUIET = {
 
 def open_ray(conditions: Conditions) -> AbstractAsyncContextManager[PerRequest]:
     """Ray Serve with the best of a few settings. Raises `PeerUnavailable`."""
-    return open_hosted("ray", "captory_bench.peers.ray_host", conditions, _QUIET)
+    return open_hosted("ray", "captory_bench.peers.ray_host", conditions, env=_QUIET)

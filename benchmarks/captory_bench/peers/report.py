@@ -24,6 +24,7 @@ MIN_RATIOS = {
     "diffusers-1": {UNIFORM: 3.0},
     "diffusers": {MIXED: 1.3},
     "litserve": MIN_SERVED,
+    "litserve-together": MIN_SERVED,
     "ray": MIN_SERVED,
     "triton": MIN_SERVED,
 }

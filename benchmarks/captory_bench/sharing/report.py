@@ -67,7 +67,7 @@ def _classes(shared: Shared) -> dict[str, float]:
         "p95_over_solo": beside.p95_s / alone.p95_s,
         "bulk_alone_per_s": shared.bulk_alone_per_s,
         "bulk_shared_per_s": shared.bulk_beside_per_s,
-        "bulk_kept": shared.bulk_beside_per_s / shared.bulk_alone_per_s,
+        "bulk_kept": shared.bulk_beside_per_s / shared.bulk_alone_per_s if shared.bulk_alone_per_s else 0.0,
     }
 
 

@@ -36,14 +36,14 @@ class Part(NamedTuple):
 
 # What batch sizes pay is measured first: the servers of the others use it.
 PARTS = (
-    Part("profile", 90),
-    Part("serve", 330, ("--images", "96", "--steps", "8"), ("--images", "256")),
-    Part("sharing", 320, (), ("--images", "512", "--interactive", "60")),
-    Part("guidance", 100, (), ("--full",)),
-    Part("load", 300, ("--steps", "8"), ("--full",)),
-    Part("growth", 140, (), ("--full",)),
-    Part("peers", 840, (), ("--full",)),
-    Part("orchestrator", 170, (), ("--full",)),
+    Part("profile", 80),
+    Part("serve", 300, ("--images", "96", "--steps", "8"), ("--images", "256")),
+    Part("sharing", 300, (), ("--images", "512", "--interactive", "60")),
+    Part("guidance", 80, (), ("--full",)),
+    Part("load", 290, ("--steps", "8"), ("--full",)),
+    Part("growth", 120, (), ("--full",)),
+    Part("peers", 960, ("--only", "diffusers,diffusers-1,litserve,ray,triton"), ("--full",)),
+    Part("orchestrator", 160, (), ("--full",)),
     Part("kernels", 110),
 )
 

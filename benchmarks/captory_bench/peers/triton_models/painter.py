@@ -1,4 +1,4 @@
-"""Triton model: prompts to images. Those of a batch are painted together."""
+"""Triton model: prompts to images. Those of a batch that are alike are painted together."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Any
 
 from captory_bench.measuring.graphs import encode_text
 from captory_bench.measuring.workload import Painting
-from captory_bench.peers.painting import paint_together
+from captory_bench.peers.painting import paint_batch
 from captory_bench.peers.triton_models.tensors import answer, open_graphs_of, row, text
 
 
@@ -21,8 +21,8 @@ class TritonPythonModel:
 
     def execute(self, requests: Sequence[Any]) -> list[Any]:
         """Paint a batch."""
-        images = paint_together(self._graphs, [_read(request) for request in requests], self._negative)
-        return [answer(image=image, batch_size=len(requests)) for image in images]
+        images = paint_batch(self._graphs, [_read(request) for request in requests], self._negative)
+        return [answer(image=image.png, batch_size=image.batch_size) for image in images]
 
 
 def _read(request: Any) -> Painting:
