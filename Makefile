@@ -2,7 +2,9 @@
 #   make demo   set up .venv (without torch) and run the main job on the shipped sample
 #   make test   set up .venv-dev and run the test suite
 #   make lint   ruff, mypy --strict, pyright
-#   make ci     lint and test, as .ci/run does
+#   make ci     lint, test and test-triton, as .ci/run does
+#   make triton serve the model repository with a real Triton on the CPU, until Ctrl-C
+#   make test-triton   the tests against that Triton
 #   make bench  every benchmark at small sizes, and one table of all targets (40 minutes on two cores)
 #   make bench-full   the long sweeps and load runs, and docs/performance.md from their figures
 #   make gpu-bench   what a GPU reaches, inside 8 minutes: benchmarks/captory_bench/gpu
@@ -19,13 +21,19 @@ PIP_FLAGS := --quiet --disable-pip-version-check
 TORCH_INDEX ?=
 TORCH := torch==2.13.0
 
-.PHONY: demo test lint ci format stubs bench bench-full gpu-bench eval triton-env clean
+.PHONY: demo test test-triton triton lint ci format stubs bench bench-full gpu-bench eval triton-env clean
 
 demo: $(VENV)/.ready
 	$(VENV)/bin/captory demo --out demo-out
 
 test: $(DEV)/.ready
-	$(DEV)/bin/python -m pytest
+	$(DEV)/bin/python -m pytest -m "not triton"
+
+test-triton: $(DEV)/.ready $(TRITON)/.ready
+	$(DEV)/bin/python -m pytest -m triton
+
+triton: $(VENV)/.ready $(TRITON)/.ready
+	$(VENV)/bin/python -m captory_export.triton
 
 lint: $(DEV)/.ready
 	$(DEV)/bin/ruff check .
@@ -33,7 +41,7 @@ lint: $(DEV)/.ready
 	$(DEV)/bin/mypy $(PACKAGES)
 	$(DEV)/bin/pyright --pythonpath $(DEV)/bin/python
 
-ci: lint test
+ci: lint test test-triton
 
 format: $(DEV)/.ready
 	$(DEV)/bin/ruff check --fix .

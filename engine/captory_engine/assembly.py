@@ -26,7 +26,7 @@ from captory_engine.profiles import cache_path, measured
 from captory_engine.repository import open_model
 from captory_engine.scheduler import Profile
 from captory_engine.sessions.base import Session
-from captory_engine.sessions.options import SessionOptions, TorchOptions, available_cpus
+from captory_engine.sessions.options import SessionOptions, TorchOptions, TritonOptions, available_cpus
 from captory_engine.sessions.registry import open_session
 from captory_engine.stages import Captioner, Painter, Rewritten, Writer
 from captory_engine.tokenizer import PromptTokenizer, Tokenizer
@@ -35,6 +35,7 @@ CACHED_CAPTIONS = 4096
 CACHED_TEXTS = 1024
 # One batch size for all `exact` work: see docs/design.md, "Determinism".
 EXACT_ROWS = 8
+REMOTE_LANES = 2
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,6 +55,7 @@ class EngineConfig:
     profiles: dict[str, Profile] | None = None
     measure: bool = False
     torch: TorchOptions = field(default_factory=TorchOptions)
+    triton: TritonOptions = field(default_factory=TritonOptions)
 
 
 # Where nothing was measured: small graphs, one CPU core a lane. Costs are milliseconds a row.
@@ -82,15 +84,31 @@ async def open_pipeline(config: EngineConfig) -> Pipeline:
 
 
 def open_sessions(root: Path, family: Family, config: EngineConfig) -> dict[str, Session]:
-    """A session for each model. Raises `BadModel`."""
-    num_threads = config.num_threads or available_cpus()
-    options = SessionOptions(num_threads=max(1, num_threads // num_lanes(config)), torch=config.torch)
-    return {name: open_session(config.backend, open_model(root, name), options) for name in family.models}
+    """A session for each model. Raises `BadModel`, and `Unreachable` for a remote backend that does not answer."""
+    num_threads = max(1, (config.num_threads or available_cpus()) // num_lanes(config))
+    options = SessionOptions(num_threads=num_threads, torch=config.torch, triton=config.triton)
+    return {
+        name: open_session(_backend_of(name, family, config), open_model(root, name), options)
+        for name in family.models
+    }
+
+
+def _backend_of(name: str, family: Family, config: EngineConfig) -> str:
+    """Token decoders stay here: their caches are too large to travel each step."""
+    return "onnx" if config.backend == "triton" and name in family.token_decoders else config.backend
 
 
 def num_lanes(config: EngineConfig) -> int:
-    """On a CPU, graphs of one thread side by side beat one graph of many threads: nothing waits at its barriers."""
-    return config.num_lanes or (config.num_threads or available_cpus() if config.backend == "onnx" else 1)
+    """How many batches run at once.
+
+    On a CPU, graphs of one thread side by side beat one graph of many threads: nothing waits at its barriers. A remote
+    server has the next batch before it is done with one.
+    """
+    if config.num_lanes:
+        return config.num_lanes
+    if config.backend == "onnx":
+        return config.num_threads or available_cpus()
+    return REMOTE_LANES if config.backend == "triton" else 1
 
 
 def _profiles(family: Family, sessions: dict[str, Session], config: EngineConfig) -> dict[str, Profile]:

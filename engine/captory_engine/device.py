@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from itertools import count
 from typing import Any, NamedTuple, Protocol, TypeVar
 
-from captory_engine.errors import CaptoryError, OutOfMemory, Unavailable
+from captory_engine.errors import CaptoryError, OutOfMemory, Unavailable, Unreachable
 from captory_engine.items import WorkClass
 from captory_engine.scheduler import RANKS, Batch, Entry, Profile, Shares, StageQueue, pick, pick_ahead
 
@@ -268,6 +268,9 @@ class Device:
                 ticket.alone = False
         elif isinstance(error, OutOfMemory) and len(tickets) > 1:
             self._shrink(batch)
+        elif isinstance(error, Unreachable):
+            for ticket in tickets:
+                ticket.task.error = error
         else:
             self._isolate(tickets, error)
 

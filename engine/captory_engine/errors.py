@@ -51,6 +51,10 @@ class Unavailable(CaptoryError):  # noqa: N818
     grpc_status = "UNAVAILABLE"
 
 
+class Unreachable(Unavailable):
+    """A backend does not answer at all; no row of the batch is to blame, and none would do better alone."""
+
+
 class OutOfMemory(Unavailable):
     """A batch is too large for the backend's memory; a smaller one may fit."""
 

@@ -145,6 +145,11 @@ class Family(_Section):
         names += [self.painter.text_encoder, self.painter.denoiser, self.painter.vae_decoder]
         return tuple(dict.fromkeys(names))
 
+    @property
+    def token_decoders(self) -> frozenset[str]:
+        """The names of the models that decode token by token, with a cache."""
+        return frozenset([self.captioner.decoder] + ([self.writer.decoder] if self.writer else []))
+
 
 class LocatedFamily(NamedTuple):
     """A family and the repository that holds its models and, at `root / tokenizer`, its tokenizers."""

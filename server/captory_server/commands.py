@@ -42,6 +42,7 @@ def serve(
     torch_checkpoints: Annotated[
         Path | None, typer.Option(help="Root of the checkpoints for torch; a clone's own if not given.")
     ] = None,
+    triton: Annotated[str | None, typer.Option(help="HOST:PORT of Triton's gRPC, for the backend triton.")] = None,
     max_items: Annotated[int | None, typer.Option(help="Items in flight.")] = None,
     grace_s: Annotated[float | None, typer.Option("--grace", help="Seconds to finish in when told to stop.")] = None,
     log_level: Annotated[str | None, typer.Option(help="debug, info, warning or error.")] = None,
@@ -71,7 +72,8 @@ def serve(
         "checkpoints": torch_checkpoints,
     }
     try:
-        settings = load(config, limits=_given(limits), torch=_given(torch), **flags, **rest)
+        groups = {"limits": limits, "torch": torch, "triton": {"address": triton}}
+        settings = load(config, **{name: _given(group) for name, group in groups.items()}, **flags, **rest)
         configure(settings.log_level, settings.log_file)
     except (ValidationError, OSError) as error:
         for words in explain(error):

@@ -11,7 +11,7 @@ from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, Settings
 
 from captory_engine.info import Limits
 from captory_engine.repository import default_repository
-from captory_engine.sessions.options import TorchOptions
+from captory_engine.sessions.options import TorchOptions, TritonOptions
 from captory_server.address import check_address
 
 LogLevel = Literal["debug", "info", "warning", "error"]
@@ -43,6 +43,7 @@ class Settings(BaseSettings):
     lanes: Annotated[int, Field(ge=0)] = 0
     measure: bool = True
     torch: TorchOptions = TorchOptions()
+    triton: TritonOptions = TritonOptions()
     limits: Annotated[Limits, AfterValidator(_check_limits)] = Limits()
     max_stream_images: Count = 128
     max_input_bytes: Count = 256 << 20

@@ -56,6 +56,7 @@ async def open_engine(settings: Settings) -> Pipeline:
             measure=settings.measure,
             limits=settings.limits,
             torch=settings.torch,
+            triton=settings.triton,
         )
     )
 

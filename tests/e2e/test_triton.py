@@ -13,6 +13,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from real_triton import NEEDS_TRITON
 from tritonclient.grpc import InferenceServerClient, InferInput
 from tritonclient.grpc.aio import InferenceServerClient as AsyncClient
 from tritonclient.utils import InferenceServerException, np_to_triton_dtype
@@ -31,7 +32,7 @@ from captory_engine.repository import default_repository, list_models, open_mode
 from captory_engine.sessions.base import TensorSpec
 from captory_engine.sessions.options import SessionOptions
 from captory_engine.sessions.registry import open_session
-from captory_export.triton.host import Installation, find_triton, triton_server
+from captory_export.triton.host import find_triton, triton_server
 
 ROOT = default_repository()
 TEXT_ENCODER = find_family(ROOT).family.painter.text_encoder
@@ -43,17 +44,7 @@ SCALARS = {"timestep"}  # [B] in the graph, [B, 1] for Triton
 Arrays = dict[str, np.ndarray]
 
 
-def installed() -> Installation | None:
-    try:
-        return find_triton()
-    except Unavailable:
-        return None
-
-
-pytestmark = [
-    pytest.mark.slow,
-    pytest.mark.skipif(installed() is None, reason="no Triton: `make triton-env` sets it up, or CAPTORY_TRITON_PYTHON"),
-]
+pytestmark = NEEDS_TRITON
 
 
 @pytest.fixture(scope="module")

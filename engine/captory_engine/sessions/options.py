@@ -47,6 +47,25 @@ class TorchOptions:
 
 
 @dataclass(frozen=True, slots=True)
+class TritonOptions:
+    """Where the `triton` backend finds its server, `HOST:PORT` of its gRPC port, and how long it waits for it.
+
+    A call that nobody answers is made again for up to `patience_s`; one that is answered may take `timeout_s`.
+    `shared_memory`: tensors are laid down rather than sent; None: where Triton is on this host and can map them.
+    Raises `ValueError` for times that are not above 0.
+    """
+
+    address: str = "127.0.0.1:8001"
+    patience_s: float = 30.0
+    timeout_s: float = 60.0
+    shared_memory: bool | None = None
+
+    def __post_init__(self) -> None:
+        if not (self.patience_s > 0 and self.timeout_s > 0):
+            raise ValueError("patience_s and timeout_s must be above 0")
+
+
+@dataclass(frozen=True, slots=True)
 class SessionOptions:
     """Resolved options of a session; `providers` are ONNX Runtime's, in the order of preference.
 
@@ -57,3 +76,4 @@ class SessionOptions:
     providers: tuple[str, ...] = ("CPUExecutionProvider",)
     spin: bool = False
     torch: TorchOptions = TorchOptions()
+    triton: TritonOptions = TritonOptions()

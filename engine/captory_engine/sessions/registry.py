@@ -42,9 +42,16 @@ def _torch(model: ModelFolder, options: SessionOptions) -> Session:
     return open_model_folder(model, options)
 
 
+def _triton(model: ModelFolder, options: SessionOptions) -> Session:
+    from captory_engine.sessions.triton import TritonSession
+
+    return TritonSession(model, options)
+
+
 # backend: (factory, what to install when a module is missing)
 BACKENDS: dict[str, tuple[Factory, str]] = {
     "onnx": (_onnx, "captory"),
     "fake": (_fake, "captory"),
     "torch": (_torch, "captory[torch]"),
+    "triton": (_triton, "captory"),
 }

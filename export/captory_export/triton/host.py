@@ -32,6 +32,7 @@ SHARED_MEMORY = Path("/dev/shm")  # noqa: S108 - where Triton's Python backend k
 STOP_TIMEOUT_S = 15.0
 PORT_ATTEMPTS = 3
 PORT_TAKEN = "already in use"
+ON_DEMAND = ["--model-control-mode=explicit", "--load-model=*"]
 LOG_TAIL_BYTES = 4000
 # A server that is killed takes its children along, but not the other way round: the kernel tells it of our end.
 _END_WITH_PARENT = (
@@ -65,7 +66,12 @@ class TritonServer:
     """A running server; `address` is that of its gRPC port."""
 
     address: str
-    pid: int
+    process: subprocess.Popen[bytes]
+
+    @property
+    def pid(self) -> int:
+        """Its process id."""
+        return self.process.pid
 
 
 def find_triton(python: Path | None = None) -> Installation:
@@ -102,27 +108,31 @@ def triton_server(
     *,
     installation: Installation | None = None,
     num_threads: int = 0,
+    port: int = 0,
+    loads_on_demand: bool = False,
     start_timeout_s: float = 120.0,
 ) -> Iterator[TritonServer]:
-    """Serve all models of the repositories until the block is left.
+    """Serve all models of the repositories until the block is left, on `port` or, for 0, on a free one.
 
-    `num_threads` is for each instance of a model on ONNX Runtime, 0: all cores. Raises `Unavailable` with the end of
+    `num_threads` is for each instance of a model on ONNX Runtime, 0: all cores. With `loads_on_demand` a client may
+    unload models and load them again. Raises `Unavailable` with the end of
     the log when the server does not start, or not in time. The server also ends with the thread that entered the block.
     """
     triton = installation or find_triton()
     with tempfile.TemporaryDirectory(prefix="captory-triton-") as folder, tempfile.TemporaryFile("a+b") as log:
         lay_backends(triton, Path(folder))
         child = _Child(
-            program=[str(triton.python), "-c", _END_WITH_PARENT, str(triton.server), *_arguments(repositories, folder)],
+            program=[str(triton.python), "-c", _END_WITH_PARENT, str(triton.server), *_arguments(repositories, folder)]
+            + (ON_DEMAND if loads_on_demand else []),
             environment=_environment(triton, num_threads),
             folder=folder,
             log=log,
         )
         with ExitStack() as stack:
             stack.callback(_sweep_shared_memory, Path(folder).name)
-            process, address = _start(child, time.monotonic() + start_timeout_s)
+            process, address = _start(child, port, time.monotonic() + start_timeout_s)
             stack.callback(_stop, process)
-            yield TritonServer(address, process.pid)
+            yield TritonServer(address, process)
 
 
 def lay_backends(triton: Installation, folder: Path) -> None:
@@ -175,11 +185,11 @@ def _environment(triton: Installation, num_threads: int) -> dict[str, str]:
     }
 
 
-def _start(child: _Child, deadline_s: float) -> tuple[subprocess.Popen[bytes], str]:
-    """Start on a free port, and give process and address; another program may take that port first, so a few times."""
+def _start(child: _Child, port: int, deadline_s: float) -> tuple[subprocess.Popen[bytes], str]:
+    """Start and give process and address; another program may take a free port first, so that is tried a few times."""
     ended: int | None = None
-    for _ in range(PORT_ATTEMPTS):
-        address = f"127.0.0.1:{_free_port()}"
+    for _ in range(1 if port else PORT_ATTEMPTS):
+        address = f"127.0.0.1:{port or _free_port()}"
         process = subprocess.Popen(  # noqa: S603 - the command is ours
             [*child.program, f"--grpc-port={address.rpartition(':')[2]}"],
             stdin=subprocess.DEVNULL,
