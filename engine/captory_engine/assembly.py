@@ -11,7 +11,7 @@ import numpy as np
 
 from captory_engine.cache import LruCache, SingleFlight
 from captory_engine.device import Device, StepEngine
-from captory_engine.diffusion.samplers import SAMPLERS
+from captory_engine.diffusion.samplers import samplers_of
 from captory_engine.engines.batching import BatchRule
 from captory_engine.engines.denoiser import Denoiser
 from captory_engine.engines.single_step import SingleStep
@@ -28,7 +28,7 @@ from captory_engine.scheduler import Profile
 from captory_engine.sessions.base import Session
 from captory_engine.sessions.options import SessionOptions, TorchOptions, TritonOptions, available_cpus
 from captory_engine.sessions.registry import open_session
-from captory_engine.stages import Captioner, Painter, Rewritten, Writer
+from captory_engine.stages import Captioner, Painter, Rewritten, Writer, schedule_of
 from captory_engine.tokenizer import PromptTokenizer, Tokenizer
 
 CACHED_CAPTIONS = 4096
@@ -131,7 +131,11 @@ def _build(
     rewrites = SingleFlight(LruCache[Rewritten](CACHED_CAPTIONS, CACHED_CAPTIONS << 10, lambda words: len(words.text)))
     writer = Writer(device, spec, Tokenizer(root / spec.tokenizer), rewrites) if spec else None
     framed = PromptTokenizer(Tokenizer(root / family.painter.tokenizer), family.painter.max_tokens)
-    painter = Painter(device, family.painter, framed, CACHED_TEXTS)
+    further = {
+        text.input: PromptTokenizer(Tokenizer(root / text.tokenizer), text.max_tokens, text.pad_id)
+        for text in family.painter.further_text
+    }
+    painter = Painter(device, family.painter, framed, CACHED_TEXTS, further)
     return Pipeline(_info(family, sessions, config.limits), device, captioner, writer, painter, [*sessions.values()])
 
 
@@ -168,7 +172,7 @@ def _info(family: Family, sessions: dict[str, Session], limits: Limits) -> Famil
         models={name: ModelInfo(session.digest, session.backend) for name, session in sessions.items()},
         defaults=Parameters(defaults.steps, defaults.guidance_scale, defaults.sampler, width, height),
         sizes=family.painter.sizes,
-        samplers=tuple(SAMPLERS),
+        samplers=samplers_of(schedule_of(family.painter)),
         modes=tuple(mode for mode in Mode if writes or mode is not Mode.REWRITE),
         limits=limits,
         backend=sessions[family.painter.denoiser].backend,

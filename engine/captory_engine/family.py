@@ -95,6 +95,23 @@ class Schedule(_Section):
     prediction_type: Literal["epsilon", "v_prediction"]
 
 
+class Flow(_Section):
+    """The schedule of a model of rectified flow."""
+
+    num_train_timesteps: Positive
+    shift: Annotated[float, Field(gt=0)]
+    prediction_type: Literal["flow"]
+
+
+class FurtherText(_Section):
+    """A further input of token ids of the text encoder, with a tokenizer of its own. `pad_id` fills it up."""
+
+    input: str
+    tokenizer: ModelFile
+    max_tokens: Positive
+    pad_id: TokenId
+
+
 class PainterDefaults(_Section):
     """What a request that leaves these out gets."""
 
@@ -104,9 +121,13 @@ class PainterDefaults(_Section):
 
 
 class Painter(_Section):
-    """A latent diffusion model. `sizes` are all (width, height) in pixels that it can paint."""
+    """A latent diffusion model. `sizes` are all (width, height) in pixels that it can paint.
 
-    architecture: Literal["stable-diffusion"]
+    `conditions` names, for each further input of the denoiser, the text encoder's output that it takes. Where
+    `empty_is_zero`, an empty negative prompt is zeros. Latents leave as latents / scaling_factor + shift_factor.
+    """
+
+    architecture: Literal["stable-diffusion", "stable-diffusion-xl", "stable-diffusion-3"]
     text_encoder: ModelName
     denoiser: ModelName
     vae_decoder: ModelName
@@ -116,7 +137,11 @@ class Painter(_Section):
     vae_scale_factor: Positive
     sizes: Annotated[tuple[tuple[Positive, Positive], ...], Field(min_length=1)]
     scaling_factor: Annotated[float, Field(gt=0)]
-    schedule: Schedule
+    shift_factor: float = 0.0
+    schedule: Annotated[Schedule | Flow, Field(discriminator="prediction_type")]
+    conditions: dict[str, str] = {"encoder_hidden_states": "last_hidden_state"}
+    further_text: tuple[FurtherText, ...] = ()
+    empty_is_zero: bool = False
     defaults: PainterDefaults
 
     @model_validator(mode="after")

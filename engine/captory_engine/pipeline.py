@@ -160,7 +160,7 @@ class Pipeline:
 
     async def paint(self, item: Item, sample: Sample, words: _Words) -> Painted:
         """One finished image from a prompt within the token budget."""
-        pixels = await self._painter.paint(words.tokens.ids, sample, item.parameters)
+        pixels = await self._painter.paint(words.prompt, sample, item.parameters)
 
         def finish() -> tuple[bytes, str]:
             array = images.latents_to_uint8(pixels)

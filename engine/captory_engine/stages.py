@@ -16,7 +16,7 @@ from captory_engine import family as families
 from captory_engine.cache import LruCache, SingleFlight, content_key
 from captory_engine.device import Device
 from captory_engine.diffusion.samplers import make_plan
-from captory_engine.diffusion.schedules import NoiseSchedule
+from captory_engine.diffusion.schedules import FlowSchedule, NoiseSchedule, Schedule
 from captory_engine.engines.denoiser import DenoiseTask
 from captory_engine.engines.single_step import GraphTask
 from captory_engine.engines.token_decoder import TokenTask
@@ -26,6 +26,8 @@ from captory_engine.tokenizer import PromptTokenizer, Tokenizer
 
 Array = NDArray[Any]
 Context = Mapping[str, Array]
+Conditions = dict[str, Array]  # what a denoiser is told, one row, by its inputs' names
+SIZED = "stable-diffusion-xl"
 MAX_REWRITES = 4
 
 
@@ -116,21 +118,32 @@ class Writer:
 
 
 class Painter:
-    """Text encoder, denoiser and autoencoder of a latent diffusion model (Rombach et al. 2022, arXiv 2112.10752)."""
+    """Text encoder, denoiser and autoencoder of a latent diffusion model (Rombach et al. 2022, arXiv 2112.10752).
 
-    def __init__(self, device: Device, spec: families.Painter, tokenizer: PromptTokenizer, cached_texts: int) -> None:
+    `further` frames the same prompt for further inputs of the text encoder, by input.
+    """
+
+    def __init__(
+        self,
+        device: Device,
+        spec: families.Painter,
+        tokenizer: PromptTokenizer,
+        cached_texts: int,
+        further: Mapping[str, PromptTokenizer] | None = None,
+    ) -> None:
         self.tokenizer = tokenizer
+        self._further = further or {}
         self._device = device
         self._spec = spec
-        self._schedule = NoiseSchedule(**spec.schedule.model_dump())
-        self._texts = SingleFlight[Array](LruCache(cached_texts, cached_texts << 20, lambda array: array.nbytes))
+        self._schedule = schedule_of(spec)
+        self._texts = SingleFlight[Conditions](LruCache(cached_texts, cached_texts << 20, _num_bytes))
 
-    async def paint(self, token_ids: Array, sample: Sample, parameters: Parameters) -> Array:
+    async def paint(self, prompt: str, sample: Sample, parameters: Parameters) -> Array:
         """One image in [-1, 1], [3, H, W], float32."""
         share = Share.of(parameters)
         guided = parameters.guidance_scale > 1.0
-        text = await self._encode(token_ids, share)
-        negative = await self._encode(self.tokenizer.encode(parameters.negative_prompt).ids, share) if guided else text
+        conditions = await self._conditions(prompt, parameters, share)
+        negative = await self._negative(parameters, share) if guided else conditions
         interval = parameters.guidance_interval
         scale = self._spec.vae_scale_factor
         task = DenoiseTask(
@@ -139,22 +152,51 @@ class Painter:
             ),
             seed=sample.seed,
             shape=(self._spec.latent_channels, parameters.height // scale, parameters.width // scale),
-            text=text,
-            negative_text=negative,
+            conditions=conditions,
+            negative=negative,
             guidance_scale=parameters.guidance_scale,
             exact=share.exact,
         )
         latents = await self._device.submit("denoise", task, share.work_class)
-        decoding = GraphTask({"latent_sample": latents / np.float32(self._spec.scaling_factor)}, share.exact)
+        scaled = latents / np.float32(self._spec.scaling_factor) + np.float32(self._spec.shift_factor)
+        decoding = GraphTask({"latent_sample": scaled}, share.exact)
         image: Array = (await self._device.submit("vae", decoding, share.work_class))["sample"]
         return image
 
-    async def _encode(self, token_ids: Array, share: Share) -> Array:
-        async def compute() -> Array:
-            outputs = await self._device.submit(
-                "text", GraphTask({"input_ids": token_ids}, share.exact), share.work_class
-            )
-            states: Array = outputs["last_hidden_state"]
-            return states
+    async def _conditions(self, prompt: str, parameters: Parameters, share: Share) -> Conditions:
+        """All that the denoiser is told: the text, and in SDXL the size."""
+        text = await self._encode(prompt, share)
+        return text | _size(parameters) if self._spec.architecture == SIZED else text
 
-        return await self._texts.get(content_key(token_ids.tobytes(), str(share.exact)), compute)
+    async def _negative(self, parameters: Parameters, share: Share) -> Conditions:
+        conditions = await self._conditions(parameters.negative_prompt, parameters, share)
+        if parameters.negative_prompt or not self._spec.empty_is_zero:
+            return conditions
+        zeros = {name: np.zeros_like(conditions[name]) for name in self._spec.conditions}
+        return conditions | zeros
+
+    async def _encode(self, prompt: str, share: Share) -> Conditions:
+        async def compute() -> Conditions:
+            ids = {"input_ids": self.tokenizer.encode(prompt).ids}
+            ids |= {name: tokenizer.encode(prompt).ids for name, tokenizer in self._further.items()}
+            outputs = await self._device.submit("text", GraphTask(ids, share.exact), share.work_class)
+            return {name: outputs[output] for name, output in self._spec.conditions.items()}
+
+        return await self._texts.get(content_key(prompt, str(share.exact)), compute)
+
+
+def schedule_of(spec: families.Painter) -> Schedule:
+    """The schedule that the painter was trained with."""
+    if isinstance(spec.schedule, families.Flow):
+        return FlowSchedule(spec.schedule.num_train_timesteps, spec.schedule.shift)
+    return NoiseSchedule(**spec.schedule.model_dump())
+
+
+def _size(parameters: Parameters) -> Conditions:
+    """SDXL's micro-conditioning (Podell et al. 2023, arXiv 2307.01952): original size, crop's corner, target size."""
+    size = (parameters.height, parameters.width)
+    return {"time_ids": np.array([*size, 0, 0, *size], np.float32)}
+
+
+def _num_bytes(conditions: Conditions) -> int:
+    return sum(array.nbytes for array in conditions.values())

@@ -15,10 +15,10 @@ from tokenizers import Tokenizer as RustTokenizer
 from captory_engine.errors import BadModel
 from captory_engine.prompts import TokenPolicy
 
-# Ours, then CLIP's; the first that the vocabulary knows. CLIP pads with its end token.
+# Ours, then CLIP's, then T5's; the first that the vocabulary knows. CLIP pads with its end token.
 _BOS = ("<|bos|>", "<|startoftext|>")
-_EOS = ("<|eos|>", "<|endoftext|>")
-_PAD = ("<|pad|>", "<|endoftext|>")
+_EOS = ("<|eos|>", "<|endoftext|>", "</s>")
+_PAD = ("<|pad|>", "<|endoftext|>", "<pad>")
 FRAMED_PROMPTS = 1024  # kept: images of one item share their prompt, and most items their negative one
 
 
@@ -66,23 +66,31 @@ class Tokenizer:
         """Return the number of tokens of the bare text."""
         return len(self.encode(text))
 
+    def known_id(self, *spellings: str) -> int | None:
+        """Return the id of the first spelling that the vocabulary knows; None when it knows none."""
+        ids = (self._tokenizer.token_to_id(spelling) for spelling in spellings)
+        return next((int(one) for one in ids if one is not None), None)
+
     def special_id(self, *spellings: str) -> int:
-        """Return the id of the first spelling that the vocabulary knows."""
-        for spelling in spellings:
-            known = self._tokenizer.token_to_id(spelling)
-            if known is not None:
-                return int(known)
+        """Return the id of the first spelling that the vocabulary knows. Raises `BadModel` when it knows none."""
+        known = self.known_id(*spellings)
+        if known is not None:
+            return known
         raise BadModel("TOKENIZER_INVALID", f"{str(self._path)!r} knows no token {' or '.join(spellings)}.")
 
 
 class PromptTokenizer:
-    """Frames prompts for a text encoder that takes exactly `max_tokens` ids."""
+    """Frames prompts for a text encoder that takes exactly `max_tokens` ids, filled up with `pad_id` or its own.
 
-    def __init__(self, tokenizer: Tokenizer, max_tokens: int) -> None:
+    A vocabulary without a token for the beginning (T5's) has none put there.
+    """
+
+    def __init__(self, tokenizer: Tokenizer, max_tokens: int, pad_id: int | None = None) -> None:
         self.max_tokens = max_tokens
         self._tokenizer = tokenizer
-        self._bos, self._eos = tokenizer.special_id(*_BOS), tokenizer.special_id(*_EOS)
-        self._pad = tokenizer.special_id(*_PAD)
+        self._begin = [bos] if (bos := tokenizer.known_id(*_BOS)) is not None else []
+        self._eos = tokenizer.special_id(*_EOS)
+        self._pad = tokenizer.special_id(*_PAD) if pad_id is None else pad_id
         self._framed = lru_cache(FRAMED_PROMPTS)(self._frame)
 
     def encode(self, text: str, policy: TokenPolicy = TokenPolicy.TRUNCATE) -> PromptTokens:
@@ -91,11 +99,12 @@ class PromptTokenizer:
 
     def _frame(self, text: str, policy: TokenPolicy) -> PromptTokens:
         text_ids = self._tokenizer.encode(text)
-        framed = [self._bos, *text_ids[: self.max_tokens - 2], self._eos]
+        room = self.max_tokens - len(self._begin) - 1
+        framed = [*self._begin, *text_ids[:room], self._eos]
         ids = np.full(self.max_tokens, self._pad, dtype=np.int64)
         ids[: len(framed)] = framed
         ids.setflags(write=False)
-        token_count = len(text_ids) + 2
+        token_count = len(text_ids) + len(self._begin) + 1
         too_long, drops = token_count > self.max_tokens, policy is TokenPolicy.DROP
         return PromptTokens(ids, token_count, truncated=too_long and not drops, dropped=too_long and drops)
 

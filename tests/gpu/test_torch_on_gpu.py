@@ -12,7 +12,7 @@ from captory_engine.device import Device
 from captory_engine.diffusion.noise import gaussian_noise
 from captory_engine.diffusion.samplers import make_plan
 from captory_engine.engines.batching import BatchRule, padded
-from captory_engine.engines.denoiser import Denoiser, DenoiseTask
+from captory_engine.engines.denoiser import TEXT, Denoiser, DenoiseTask
 from captory_engine.errors import OutOfMemory
 from captory_engine.scheduler import Profile
 from captory_engine.sessions.options import SessionOptions, TorchOptions
@@ -94,7 +94,7 @@ def latents(device: str, seeds: tuple[int, ...]) -> list[Any]:
     family = picto.open_picto(options(device, "fp32"))
     plan = make_plan(family.schedule, "ddim", 4, guided=True)
     text = gaussian_noise(0, (family.max_tokens, 128))
-    tasks = [DenoiseTask(plan, seed, family.latents, text, text * 0, 2.0) for seed in seeds]
+    tasks = [DenoiseTask(plan, seed, family.latents, {TEXT: text}, {TEXT: text * 0}, 2.0) for seed in seeds]
     return paint(Denoiser(family.sessions["painter_unet"], Profile(8), BatchRule()), tasks)
 
 

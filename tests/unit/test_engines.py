@@ -10,7 +10,7 @@ import pytest
 from captory_engine.diffusion.samplers import make_plan
 from captory_engine.diffusion.schedules import NoiseSchedule
 from captory_engine.engines.batching import BatchRule, padded
-from captory_engine.engines.denoiser import Denoiser, DenoiseTask
+from captory_engine.engines.denoiser import TEXT, Denoiser, DenoiseTask
 from captory_engine.engines.slots import Slots
 from captory_engine.engines.token_decoder import DecoderShape, TokenDecoder, TokenTask, draw
 from captory_engine.errors import BadOutput, Exhausted
@@ -50,7 +50,7 @@ def decoder() -> FakeSession:
 def denoise_task(seed: int, steps: int, scale: float, sampler: str = "euler", *, exact: bool = False) -> DenoiseTask:
     text = np.full((3, 5), seed, np.float32)
     plan = make_plan(NoiseSchedule(), sampler, steps, scale > 1)
-    return DenoiseTask(plan, seed, (2, 4, 4), text, text * 0, scale, exact)
+    return DenoiseTask(plan, seed, (2, 4, 4), {TEXT: text}, {TEXT: text * 0}, scale, exact)
 
 
 def run_to_the_end(engine: Any, tasks: list[Any]) -> int:

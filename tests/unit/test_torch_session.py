@@ -14,7 +14,7 @@ from captory_engine.device import Device
 from captory_engine.diffusion.samplers import make_plan
 from captory_engine.diffusion.schedules import NoiseSchedule
 from captory_engine.engines.batching import BatchRule, padded
-from captory_engine.engines.denoiser import Denoiser, DenoiseTask
+from captory_engine.engines.denoiser import TEXT, Denoiser, DenoiseTask
 from captory_engine.errors import BadModel, BadOutput, OutOfMemory, Unavailable
 from captory_engine.scheduler import Profile
 from captory_engine.sessions.arrays import HostArrays, arrays_of
@@ -62,7 +62,7 @@ def inputs_of(rows: int) -> dict[str, Any]:
 
 def task(seed: int, steps: int, scale: float, sampler: str = "euler") -> DenoiseTask:
     text = np.full((3, 5), seed / 10, np.float32)
-    return DenoiseTask(make_plan(NoiseSchedule(), sampler, steps, scale > 1), seed, SHAPE, text, text * 0, scale)
+    return DenoiseTask(make_plan(NoiseSchedule(), sampler, steps, scale > 1), seed, SHAPE, {TEXT: text}, {TEXT: text * 0}, scale)
 
 
 def run_to_the_end(engine: Denoiser, tasks: list[DenoiseTask]) -> int:

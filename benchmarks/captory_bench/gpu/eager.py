@@ -13,7 +13,7 @@ from torch import Tensor
 
 from captory_bench.gpu.models import Model, conditions
 from captory_engine.diffusion.noise import gaussian_noise
-from captory_engine.engines.denoiser import DenoiseTask
+from captory_engine.engines.denoiser import TEXT, DenoiseTask
 
 
 class EagerLoop:
@@ -25,7 +25,7 @@ class EagerLoop:
         self._scheduler = EulerDiscreteScheduler(beta_schedule="scaled_linear", beta_start=0.00085, beta_end=0.012)
         self._scheduler.set_timesteps(tasks[0].plan.num_steps, device=unet.device)
         self._guidance = tasks[0].guidance_scale
-        states = np.stack([task.negative_text for task in tasks] + [task.text for task in tasks])
+        states = np.stack([task.negative[TEXT] for task in tasks] + [task.conditions[TEXT] for task in tasks])
         self._states = torch.from_numpy(states).to(**place)
         added = conditions(model)
         self._added = {name: value.to(**place).expand(2 * len(tasks), -1) for name, value in added.items()} or None

@@ -10,7 +10,7 @@ from captory_bench.gpu.models import Model
 from captory_engine.diffusion.noise import gaussian_noise
 from captory_engine.diffusion.samplers import make_plan
 from captory_engine.diffusion.schedules import NoiseSchedule
-from captory_engine.engines.denoiser import Denoiser, DenoiseTask
+from captory_engine.engines.denoiser import TEXT, Denoiser, DenoiseTask
 
 SCHEDULE = NoiseSchedule()
 GUIDANCE = 5.0
@@ -23,8 +23,8 @@ def task(model: Model, seed: int, steps: int, guidance: float = GUIDANCE) -> Den
         plan=make_plan(SCHEDULE, "euler", steps, guidance > 1.0),
         seed=seed,
         shape=model.shape,
-        text=gaussian_noise(NEGATIVE_SEED + 1 + seed, model.text_shape),
-        negative_text=gaussian_noise(NEGATIVE_SEED, model.text_shape),
+        conditions={TEXT: gaussian_noise(NEGATIVE_SEED + 1 + seed, model.text_shape)},
+        negative={TEXT: gaussian_noise(NEGATIVE_SEED, model.text_shape)},
         guidance_scale=guidance,
     )
 

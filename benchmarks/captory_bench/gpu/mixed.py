@@ -19,7 +19,7 @@ from captory_engine.device import Device
 from captory_engine.diffusion.noise import gaussian_noise
 from captory_engine.diffusion.step import advance, guide, per_row
 from captory_engine.engines.batching import BatchRule, padded
-from captory_engine.engines.denoiser import Denoiser, DenoiseTask
+from captory_engine.engines.denoiser import TEXT, Denoiser, DenoiseTask
 from captory_engine.scheduler import Profile
 from captory_engine.sessions.torch import DTYPES, TorchSession
 
@@ -105,7 +105,8 @@ def _together(session: TorchSession, tasks: Sequence[DenoiseTask]) -> tuple[Late
     """Latents [B, C, H, W] of one batch and the rows computed: all of them, to the end of the longest."""
     here, repeats = session.arrays.from_host, 2 if _guided(tasks) else 1
     x = here(np.stack([gaussian_noise(one.seed, one.shape) * one.plan.start_scale for one in tasks]))
-    texts = [one.text for one in tasks] + [one.negative_text for one in tasks][: len(tasks) * (repeats - 1)]
+    texts = [one.conditions[TEXT] for one in tasks]
+    texts += [one.negative[TEXT] for one in tasks][: len(tasks) * (repeats - 1)]
     states, denoised, computed = here(np.stack(texts)), x * 0, 0
     scales = here(np.array([one.guidance_scale for one in tasks], np.float32))
     for step in range(max(one.plan.num_steps for one in tasks)):

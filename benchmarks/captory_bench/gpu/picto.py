@@ -21,7 +21,7 @@ from captory_engine.device import Device
 from captory_engine.diffusion.samplers import make_plan
 from captory_engine.diffusion.schedules import NoiseSchedule
 from captory_engine.engines.batching import BatchRule
-from captory_engine.engines.denoiser import Denoiser, DenoiseTask
+from captory_engine.engines.denoiser import TEXT, Denoiser, DenoiseTask
 from captory_engine.engines.single_step import GraphTask, SingleStep
 from captory_engine.engines.token_decoder import DecoderShape, TokenDecoder, TokenTask
 from captory_engine.scheduler import Profile
@@ -138,7 +138,7 @@ async def _live(picto: Picto, device: Device, seed: int, photo: Array, negative:
     caption = await device.submit("caption", TokenTask((BOS, SHORT), MAX_NEW_TOKENS, context=context))
     text = await _encode(picto, device, caption)
     plan = make_plan(picto.schedule, SAMPLER, STEPS, GUIDANCE > 1.0)
-    denoising = DenoiseTask(plan, seed, picto.latents, text, negative, GUIDANCE)
+    denoising = DenoiseTask(plan, seed, picto.latents, {TEXT: text}, {TEXT: negative}, GUIDANCE)
     latents = await device.submit("denoise", denoising)
     image = (await device.submit("vae", GraphTask({"latent_sample": latents})))["sample"]
     return Painted(caption, (image.transpose(1, 2, 0).clip(-1, 1) + 1) * 127.5)

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from captory_engine import family as families
 from captory_engine import images
-from captory_engine.diffusion.schedules import NoiseSchedule
+from captory_engine.diffusion.schedules import Schedule
 from captory_engine.engines.batching import padded
 from captory_engine.family import find_family
 from captory_engine.items import Mode
@@ -24,6 +24,7 @@ from captory_engine.repository import open_model
 from captory_engine.sessions.base import Session
 from captory_engine.sessions.options import SessionOptions, available_cpus
 from captory_engine.sessions.registry import open_session
+from captory_engine.stages import schedule_of
 from captory_engine.tokenizer import PromptTokenizer, Tokenizer
 
 Array = NDArray[Any]
@@ -43,7 +44,7 @@ class Graphs:
     vae: Session
     words: Tokenizer
     framing: PromptTokenizer
-    schedule: NoiseSchedule
+    schedule: Schedule
 
     @property
     def guided(self) -> bool:
@@ -76,7 +77,7 @@ def open_graphs(repository: Path, family: str = "", *, backend: str = "onnx", nu
         vae=session(painter.vae_decoder),
         words=Tokenizer(root / captioner.tokenizer),
         framing=PromptTokenizer(Tokenizer(root / painter.tokenizer), painter.max_tokens),
-        schedule=NoiseSchedule(**painter.schedule.model_dump()),
+        schedule=schedule_of(painter),
     )
 
 

@@ -18,7 +18,15 @@ from functools import lru_cache
 import numpy as np
 from numpy.typing import NDArray
 
-from captory_engine.diffusion.schedules import NoiseSchedule, Vector, leading, linspace, linspace_open
+from captory_engine.diffusion.schedules import (
+    FlowSchedule,
+    NoiseSchedule,
+    Schedule,
+    Vector,
+    leading,
+    linspace,
+    linspace_open,
+)
 from captory_engine.errors import InvalidInput
 
 Coefficients = NDArray[np.float32]
@@ -45,6 +53,14 @@ SAMPLERS: dict[str, Sampler] = {
 }
 
 
+FLOW_SAMPLER = "flow-euler"  # Esser et al. 2024, arXiv 2403.03206: Euler's rule along the flow
+
+
+def samplers_of(schedule: Schedule) -> tuple[str, ...]:
+    """The samplers that walk a schedule."""
+    return (FLOW_SAMPLER,) if isinstance(schedule, FlowSchedule) else tuple(SAMPLERS)
+
+
 @dataclass(frozen=True, eq=False)
 class Plan:
     """What each step of one item needs. Rows are steps: timesteps [N], coefficients [N, 6], guided [N].
@@ -67,16 +83,19 @@ class Plan:
 
 @lru_cache(maxsize=1024)
 def make_plan(
-    schedule: NoiseSchedule, sampler: str, steps: int, guided: bool, interval: tuple[float, float] = (0.0, 1.0)
+    schedule: Schedule, sampler: str, steps: int, guided: bool, interval: tuple[float, float] = (0.0, 1.0)
 ) -> Plan:
     """The plan of `steps` steps. `interval` is the share of the schedule, 0 its noisy end, in which guidance applies.
 
     Raises `InvalidInput` for an unknown sampler or a step count the schedule does not have.
     """
-    if sampler not in SAMPLERS:
-        raise InvalidInput("SAMPLER", f"unknown sampler; choose one of {', '.join(SAMPLERS)}", field="sampler")
+    known = samplers_of(schedule)
+    if sampler not in known:
+        raise InvalidInput("SAMPLER", f"unknown sampler; choose one of {', '.join(known)}", field="sampler")
     if not 1 <= steps <= schedule.num_train_timesteps:
         raise InvalidInput("STEPS", f"steps must be 1 to {schedule.num_train_timesteps}", field="steps")
+    if isinstance(schedule, FlowSchedule):
+        return _flow_plan(schedule, steps, guided, interval)
     rule = SAMPLERS[sampler]
     timesteps = rule.timesteps(schedule.num_train_timesteps, steps)
     sigmas = schedule.sigma_at(timesteps)
@@ -88,10 +107,28 @@ def make_plan(
         coefficients=np.stack([*_network(schedule, sigmas), *_rule(rule.order, sigmas, ends)], axis=1).astype(
             np.float32
         ),
-        guided=guided & (share >= interval[0]) & ((share < interval[1]) | (interval[1] >= 1.0)),
+        guided=_guided(guided, share, interval),
         start_scale=np.float32(np.sqrt(sigmas[0] ** 2 + rule.unit_variance_start)),
         final_scale=np.float32(1.0 / np.sqrt(final**2 + 1.0)),
     )
+
+
+def _flow_plan(schedule: FlowSchedule, steps: int, guided: bool, interval: tuple[float, float]) -> Plan:
+    """Along the flow denoised = x - sigma v, and Euler's x' = x + (sigma' - sigma) v is a mean of x and denoised."""
+    sigmas = schedule.sigmas(steps)
+    ones, zeros, decay = np.ones(steps), np.zeros(steps), np.append(sigmas[1:], 0.0) / sigmas
+    return Plan(
+        timesteps=(sigmas * schedule.num_train_timesteps).astype(np.float32),
+        coefficients=np.stack([ones, ones, -sigmas, decay, 1.0 - decay, zeros], axis=1).astype(np.float32),
+        guided=_guided(guided, 1.0 - sigmas, interval),
+        start_scale=np.float32(1.0),
+        final_scale=np.float32(1.0),
+    )
+
+
+def _guided(guided: bool, share: Vector, interval: tuple[float, float]) -> NDArray[np.bool_]:
+    """In which steps guidance applies; `share` is how far along the schedule each step is."""
+    return guided & (share >= interval[0]) & ((share < interval[1]) | (interval[1] >= 1.0))
 
 
 def _network(schedule: NoiseSchedule, sigmas: Vector) -> tuple[Vector, Vector, Vector]:

@@ -38,6 +38,29 @@ class NoiseSchedule:
         return np.interp(timesteps, np.arange(self.num_train_timesteps), self.sigmas)
 
 
+@dataclass(frozen=True)
+class FlowSchedule:
+    """Rectified flow (Liu et al. 2022, arXiv 2209.03003): x = (1 - sigma) x0 + sigma noise, the network tells noise - x0.
+
+    `shift` moves the steps towards noise, the more the larger the images (Esser et al. 2024, arXiv 2403.03206, eq. 23).
+    """
+
+    num_train_timesteps: int = 1000
+    shift: float = 1.0
+
+    def sigmas(self, steps: int) -> Vector:
+        """Sigma at the start of every step, [steps], from 1 down, spaced as diffusers spaces them."""
+        lowest = self._shifted(np.array(1.0 / self.num_train_timesteps))
+        return self._shifted(np.linspace(1.0, float(lowest), steps))
+
+    def _shifted(self, sigmas: Vector) -> Vector:
+        shifted: Vector = self.shift * sigmas / (1.0 + (self.shift - 1.0) * sigmas)
+        return shifted
+
+
+Schedule = NoiseSchedule | FlowSchedule
+
+
 def _betas(schedule: NoiseSchedule) -> Vector:
     start, end, count = schedule.beta_start, schedule.beta_end, schedule.num_train_timesteps
     if schedule.beta_schedule == "scaled_linear":

@@ -6,7 +6,7 @@ rows that have ended come back.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from threading import Lock
 from typing import Any
@@ -26,20 +26,22 @@ from captory_engine.sessions.arrays import arrays_of
 from captory_engine.sessions.base import Session
 
 Array = NDArray[Any]
+TEXT = "encoder_hidden_states"  # the condition that every text-to-image network has
 
 
 @dataclass(slots=True)
 class DenoiseTask(Task):
-    """One image: unit noise to latents. `text` and `negative_text` are [T, D]; the latter is needed where guided.
+    """One image: unit noise to latents. Conditions are one row of each further input of the network, by name.
 
-    The result is [C, H, W], float32, in the autoencoder's frame.
+    `negative` is what the unconditional row gets; it is needed where guided. The result is [C, H, W], float32, in the
+    autoencoder's frame.
     """
 
     plan: Plan
     seed: int
     shape: tuple[int, int, int]
-    text: Array
-    negative_text: Array
+    conditions: Mapping[str, Array]
+    negative: Mapping[str, Array]
     guidance_scale: float
     exact: bool = False
     step: int = 0
@@ -52,7 +54,7 @@ class DenoiseTask(Task):
 
 
 class Denoiser:
-    """Step engine over the graph (sample, timestep, encoder_hidden_states) -> out_sample, one timestep an item."""
+    """Step engine over the graph (sample, timestep, conditions…) -> out_sample, one timestep an item."""
 
     name = "denoise"
 
@@ -101,16 +103,17 @@ class Denoiser:
     def _table(self, task: DenoiseTask) -> Slots:
         with self._opening:
             if task.shape not in self._slots:
-                shapes = {"x": task.shape, "denoised": task.shape, "texts": (2, *task.text.shape)}
-                tables = {name: (shape, np.float32) for name, shape in shapes.items()}
+                tables = {name: ((2, *array.shape), array.dtype) for name, array in task.conditions.items()}
+                tables |= {name: (task.shape, np.dtype(np.float32)) for name in ("x", "denoised")}
                 self._slots[task.shape] = Slots(tables, self._capacity, self._arrays)
             return self._slots[task.shape]
 
     def _enter(self, task: DenoiseTask, slots: Slots) -> None:
         if task.slot is None:
             noise = self._arrays.from_host(gaussian_noise(task.seed, task.shape) * task.plan.start_scale)
-            texts = self._arrays.from_host(np.stack([task.text, task.negative_text]))
-            task.slot = slots.take(x=noise, texts=texts)
+            pairs = {name: np.stack([array, task.negative[name]]) for name, array in task.conditions.items()}
+            conditions = {name: self._arrays.from_host(pair) for name, pair in pairs.items()}
+            task.slot = slots.take(x=noise, **conditions)
 
     def _predict(self, tasks: Sequence[DenoiseTask], sample: Any, slots: Slots) -> tuple[Any, int]:
         """The network's guided output for every task, [B, C, H, W], and the rows computed.
@@ -126,7 +129,7 @@ class Denoiser:
         inputs = {
             "sample": sample[here(order)],
             "timestep": here(timesteps[order]),
-            "encoder_hidden_states": slots["texts"][here(taken), here(unconditional)],
+            **{name: slots[name][here(taken), here(unconditional)] for name in tasks[0].conditions},
         }
         outputs, computed = padded(self._session, inputs, self._rule.rows(exact=tasks[0].exact))
         output = outputs["out_sample"][: len(tasks)]
