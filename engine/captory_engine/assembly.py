@@ -130,13 +130,17 @@ def _build(
     spec = family.writer
     rewrites = SingleFlight(LruCache[Rewritten](CACHED_CAPTIONS, CACHED_CAPTIONS << 10, lambda words: len(words.text)))
     writer = Writer(device, spec, Tokenizer(root / spec.tokenizer), rewrites) if spec else None
-    framed = PromptTokenizer(Tokenizer(root / family.painter.tokenizer), family.painter.max_tokens)
-    further = {
-        text.input: PromptTokenizer(Tokenizer(root / text.tokenizer), text.max_tokens, text.pad_id)
-        for text in family.painter.further_text
-    }
-    painter = Painter(device, family.painter, framed, CACHED_TEXTS, further)
+    painter = Painter(device, family.painter, _prompt_tokenizers(root, family), CACHED_TEXTS)
     return Pipeline(_info(family, sessions, config.limits), device, captioner, writer, painter, [*sessions.values()])
+
+
+def _prompt_tokenizers(root: Path, family: Family) -> dict[str, PromptTokenizer]:
+    """By the text encoder's input, the first of them the one that counts a prompt's tokens."""
+    texts = {"input_ids": family.painter, **{text.input: text for text in family.painter.further_text}}
+    return {
+        name: PromptTokenizer(Tokenizer(root / text.tokenizer), text.max_tokens, text.pad_id)
+        for name, text in texts.items()
+    }
 
 
 def _engines(family: Family, sessions: dict[str, Session], profiles: dict[str, Profile]) -> list[StepEngine[Any]]:

@@ -123,8 +123,9 @@ class PainterDefaults(_Section):
 class Painter(_Section):
     """A latent diffusion model. `sizes` are all (width, height) in pixels that it can paint.
 
-    `conditions` names, for each further input of the denoiser, the text encoder's output that it takes. Where
-    `empty_is_zero`, an empty negative prompt is zeros. Latents leave as latents / scaling_factor + shift_factor.
+    `pad_id` fills a prompt's ids up to `max_tokens`; None: the tokenizer's own. `conditions` names, for each further
+    input of the denoiser, the text encoder's output that it takes. Where `empty_is_zero`, an empty negative prompt is
+    zeros. Latents leave as latents / scaling_factor + shift_factor.
     """
 
     architecture: Literal["stable-diffusion", "stable-diffusion-xl", "stable-diffusion-3"]
@@ -133,6 +134,7 @@ class Painter(_Section):
     vae_decoder: ModelName
     tokenizer: ModelFile
     max_tokens: Positive
+    pad_id: TokenId | None = None
     latent_channels: Positive
     vae_scale_factor: Positive
     sizes: Annotated[tuple[tuple[Positive, Positive], ...], Field(min_length=1)]
@@ -152,12 +154,30 @@ class Painter(_Section):
         return self
 
 
+class Adapter(_Section):
+    """Low-rank weights that were merged into a checkpoint."""
+
+    file: str
+    sha256: str
+    scale: float
+
+
+class Source(_Section):
+    """Where weights come from: a hub's commit, or the digest of a folder's files."""
+
+    checkpoint: str
+    revision: str
+    licence: str
+    loras: tuple[Adapter, ...] = ()
+
+
 class Family(_Section):
     """The whole family. `in_world_only`: what it makes of real photographs is outside what it learnt."""
 
     name: ModelName
     description: str
     in_world_only: bool
+    sources: dict[Literal["captioner", "writer", "painter"], Source] = {}
     captioner: Captioner
     painter: Painter
     writer: Writer | None = None

@@ -120,19 +120,18 @@ class Writer:
 class Painter:
     """Text encoder, denoiser and autoencoder of a latent diffusion model (Rombach et al. 2022, arXiv 2112.10752).
 
-    `further` frames the same prompt for further inputs of the text encoder, by input.
+    `tokenizers` frame a prompt for every input of the text encoder.
     """
 
     def __init__(
         self,
         device: Device,
         spec: families.Painter,
-        tokenizer: PromptTokenizer,
+        tokenizers: Mapping[str, PromptTokenizer],
         cached_texts: int,
-        further: Mapping[str, PromptTokenizer] | None = None,
     ) -> None:
-        self.tokenizer = tokenizer
-        self._further = further or {}
+        self.tokenizer = tokenizers["input_ids"]
+        self._tokenizers = tokenizers
         self._device = device
         self._spec = spec
         self._schedule = schedule_of(spec)
@@ -177,8 +176,7 @@ class Painter:
 
     async def _encode(self, prompt: str, share: Share) -> Conditions:
         async def compute() -> Conditions:
-            ids = {"input_ids": self.tokenizer.encode(prompt).ids}
-            ids |= {name: tokenizer.encode(prompt).ids for name, tokenizer in self._further.items()}
+            ids = {name: tokenizer.encode(prompt).ids for name, tokenizer in self._tokenizers.items()}
             outputs = await self._device.submit("text", GraphTask(ids, share.exact), share.work_class)
             return {name: outputs[output] for name, output in self._spec.conditions.items()}
 

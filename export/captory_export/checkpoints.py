@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -19,6 +19,7 @@ READ = ("*.json", "*.txt", "*.safetensors", "LICENSE*", "README.md")
 VARIANTS = ("*.fp16.safetensors", "*.non_ema.safetensors", "*.bf16.safetensors")
 PICKLED = (".bin", ".ckpt", ".pt", ".pth", ".pkl", ".pickle", ".msgpack", ".h5")
 MAX_JSON_BYTES = 64 << 20
+SETTINGS = "captory.json"
 _HUB = re.compile(r"(?P<repo>[A-Za-z0-9][\w.-]*/[\w.-]+)(?:@(?P<revision>[\w./-]{1,128}))?")
 _LICENCE = re.compile(r"^license: *['\"]?([\w.+-]+)", re.MULTILINE)
 
@@ -37,6 +38,10 @@ class Checkpoint(NamedTuple):
     def settings(self, file: str) -> dict[str, Any]:
         """The JSON object in a file of the folder. Raises `BadModel`."""
         return read_json(self.path / file)
+
+    def own_settings(self) -> dict[str, Any]:
+        """What a checkpoint that was made for Captory says of itself, which would be a guess; nothing of others."""
+        return self.settings(SETTINGS) if (self.path / SETTINGS).is_file() else {}
 
 
 def find(reference: str) -> Checkpoint:
@@ -81,7 +86,7 @@ def inspect(folder: Path) -> None:
     code += [path for path in files if path.name == "config.json" and "auto_map" in read_json(path)]
     if code:
         words = f"{_named(folder, code)} would run code of the checkpoint's own; Captory runs none"
-        raise BadModel("REMOTE_CODE", f"{words}. Use a checkpoint of an architecture that transformers or diffusers has.")
+        raise BadModel("REMOTE_CODE", f"{words}. Use an architecture that transformers or diffusers has.")
     tensors = {path.parent for path in files if path.suffix == ".safetensors"}
     pickled = [path for path in files if path.suffix in PICKLED and path.parent not in tensors]
     if pickled:
@@ -92,7 +97,7 @@ def inspect(folder: Path) -> None:
         if path.name.endswith(".safetensors.index.json"):
             _check_index(path)
         elif path.suffix == ".safetensors":
-            _check_tensors(path)
+            check_tensors(path)
 
 
 def read_json(path: Path) -> dict[str, Any]:
@@ -126,7 +131,8 @@ def _check_index(path: Path) -> None:
         raise BadModel("CHECKPOINT_INCOMPLETE", f"{str(path)!r} names files that are not beside it: {listed}.")
 
 
-def _check_tensors(path: Path) -> None:
+def check_tensors(path: Path) -> None:
+    """Raise `BadModel` for a safetensors file that is not whole."""
     from safetensors import SafetensorError, safe_open
 
     try:
@@ -154,8 +160,9 @@ def _digest(folder: Path) -> str:
 
 
 def _read_files(folder: Path) -> Iterator[Path]:
-    wanted: Callable[[Path], bool] = lambda path: path.is_file() and any(path.match(pattern) for pattern in READ)
-    yield from filter(wanted, folder.rglob("*"))
+    for path in folder.rglob("*"):
+        if path.is_file() and any(path.match(pattern) for pattern in READ):
+            yield path
 
 
 def _licence(folder: Path) -> str:

@@ -1,76 +1,100 @@
 """One way to write a torch module as an ONNX graph with named inputs, outputs and dynamic axes."""
 
-from collections.abc import Mapping, Sequence
+from __future__ import annotations
+
 from pathlib import Path
 
 import onnxruntime
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
+from captory_export.exportable import Axis, Graph
 from captory_export.lean_modules import lean
 from captory_export.optimise import optimise
 from captory_export.repository import Port
 
 OPSET = 20
-CACHE_OUTPUTS = ["logits", "new_keys", "new_values"]
-TOKEN_AXES = {
-    "input_ids": {0: "batch", 1: "sequence"},
-    "position_ids": {0: "batch", 1: "sequence"},
+LARGEST_FILE_BYTES = 2 * 10**9  # protobuf's own limit is 2 GiB: above, weights lie in a file beside the graph
+CACHE_OUTPUTS = ("logits", "new_keys", "new_values")
+TOKEN_AXES = {"input_ids": {1: Axis("sequence")}, "position_ids": {1: Axis("sequence")}}
+PAST_AXES = {"past_mask": {1: Axis("past")}, "past_keys": {3: Axis("past")}, "past_values": {3: Axis("past")}}
+_TYPES = {
+    "tensor(float)": "TYPE_FP32",
+    "tensor(float16)": "TYPE_FP16",
+    "tensor(int64)": "TYPE_INT64",
 }
-PAST_AXES = {
-    "past_mask": {0: "batch", 1: "past"},
-    "past_keys": {0: "batch", 3: "past"},
-    "past_values": {0: "batch", 3: "past"},
-}
 
 
-def export_graph(
-    module: nn.Module,
-    inputs: Mapping[str, Tensor],
-    output_names: Sequence[str],
-    dynamic_axes: Mapping[str, Mapping[int, str]],
-    path: Path,
-) -> dict[str, int]:
-    """Trace `module` on `inputs`, in the order of its parameters, and write one file with the weights inside.
+def export_graph(graph: Graph, path: Path, *, for_cpu: bool = True) -> dict[str, int]:
+    """Trace the module on its example values, in the order of its parameters, and write it with its weights.
 
-    The graph is optimised for ONNX Runtime's CPU provider; returns how often each of its passes applied.
+    Where `for_cpu`, the graph is optimised for ONNX Runtime's CPU provider; returns how often each pass applied.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    names = sorted({name for axes in dynamic_axes.values() for name in axes.values()})
-    dims = {name: torch.export.Dim(name) for name in names}
-    shapes = {name: {axis: dims[dim] for axis, dim in dynamic_axes.get(name, {}).items()} for name in inputs}
     program = torch.onnx.export(
-        lean(module.eval()),
-        kwargs=dict(inputs),
-        input_names=list(inputs),
-        output_names=list(output_names),
-        dynamic_shapes=shapes,
+        lean(graph.module.eval()),
+        kwargs=dict(graph.inputs),
+        input_names=list(graph.inputs),
+        output_names=list(graph.outputs),
+        dynamic_shapes=_dynamic_shapes(graph),
         opset_version=OPSET,
         dynamo=True,
         verbose=False,
     )
     assert program is not None
-    rewrites = optimise(program.model)
-    program.save(str(path), external_data=False)
+    rewrites = optimise(program.model) if for_cpu else {}
+    program.save(str(path), external_data=num_bytes(graph) > LARGEST_FILE_BYTES)
     return rewrites
 
 
+def num_bytes(graph: Graph) -> int:
+    """Bytes of the module's weights."""
+    values = (*graph.module.parameters(), *graph.module.buffers())
+    return sum(value.numel() * value.element_size() for value in values)
+
+
 @torch.no_grad()
-def flops_per_row(module: nn.Module, inputs: Mapping[str, Tensor]) -> int:
-    """Count the floating-point operations of multiplications a row of `inputs`, as the checkpoint defines them."""
+def flops_per_row(graph: Graph) -> int:
+    """Count the floating-point operations of multiplications a row of the examples, as the checkpoint defines them."""
     with FlopCounterMode(display=False) as counter, sdpa_kernel(SDPBackend.MATH):  # the fused kernel is not counted
-        module(**inputs)
-    return int(counter.get_total_flops()) // len(next(iter(inputs.values())))
+        graph.module(**graph.inputs)
+    return int(counter.get_total_flops()) // len(next(iter(graph.inputs.values())))
 
 
-def read_ports(path: Path) -> tuple[list[Port], list[Port]]:
-    """Return the inputs and outputs of a graph whose first axis is the batch; dynamic axes are -1."""
+def read_ports(graph: Graph, path: Path) -> tuple[list[Port], list[Port]]:
+    """The inputs and outputs of a graph that was written to `path`; dynamic axes are -1."""
     session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
-    types = {"tensor(float)": "TYPE_FP32", "tensor(int64)": "TYPE_INT64"}
     inputs, outputs = (
-        [Port(v.name, types[v.type], tuple(d if isinstance(d, int) else -1 for d in v.shape[1:])) for v in values]
+        [_port(value, reshaped=value.name in graph.reshaped) for value in values]
         for values in (session.get_inputs(), session.get_outputs())
     )
     return inputs, outputs
+
+
+def _port(value: onnxruntime.NodeArg, *, reshaped: bool) -> Port:
+    if reshaped:
+        return Port(value.name, _TYPES[value.type], (1,), ())
+    dims = tuple(size if isinstance(size, int) else -1 for size in value.shape[1:])
+    return Port(value.name, _TYPES[value.type], dims)
+
+
+def _dynamic_shapes(graph: Graph) -> dict[str, dict[int, object]]:
+    batch = torch.export.Dim("batch")
+    names = {axis.name for axes in graph.axes.values() for axis in axes.values()}
+    dims = {name: torch.export.Dim(name) for name in sorted(names)}
+
+    def size(axis: Axis) -> object:
+        return dims[axis.name] if axis.multiple == 1 else axis.multiple * dims[axis.name]
+
+    free = {name: {place: size(axis) for place, axis in graph.axes.get(name, {}).items()} for name in graph.inputs}
+    return {name: {0: batch, **axes} for name, axes in free.items()}
+
+
+def example(value: Tensor, rows: int) -> Tensor:
+    """`rows` rows of fresh values like `value`: as spread, and within its range where it is integers."""
+    shape = (rows, *value.shape[1:])
+    if not value.is_floating_point():
+        return torch.randint(int(value.max()) + 1, shape)
+    return torch.rand(shape) * 999 if value.ndim == 1 else torch.randn(shape)

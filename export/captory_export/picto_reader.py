@@ -10,8 +10,10 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
+from captory_export.exportable import Graph, Part
+from captory_export.model_folders import export_part
+from captory_export.precision import Precision
 from captory_export.repository import to_json
-from captory_export.stable_diffusion import Graph, export
 
 
 class ReaderGraph(nn.Module):
@@ -40,4 +42,5 @@ def export_reader(source: Path, folder: Path) -> dict[str, Any]:
     graph.load_state_dict({name: v.float() if v.is_floating_point() else v for name, v in weights.items()})
     inputs = {"pixel_values": torch.randn(2, 3, config["image_size_px"], config["image_size_px"])}
     labels = {"labels.json": to_json(config["labels"])}
-    return export(Graph(graph.eval(), inputs, list(config["labels"])), folder, files=labels)
+    part = Part("reader", Graph(graph.eval(), inputs, list(config["labels"])), labels)
+    return export_part(part, folder, Precision.FP32)

@@ -13,8 +13,10 @@ from captory_engine.errors import BadModel, OutOfMemory, Unavailable
 from captory_engine.repository import ModelFolder
 from captory_engine.sessions.base import Array
 from captory_engine.sessions.checks import check_inputs, check_outputs
-from captory_engine.sessions.options import SessionOptions
+from captory_engine.sessions.options import SessionOptions, TensorRtOptions
+from captory_engine.sessions.tensorrt_plans import engines_root
 
+TENSORRT = "TensorrtExecutionProvider"
 # ONNX Runtime tells of memory in words only: its CPU allocator, its arenas, and CUDA.
 _NO_MEMORY = ("bad_alloc", "bad allocation", "failed to allocate memory", "out of memory")
 
@@ -59,7 +61,8 @@ class OnnxSession:
 
 def describe_backend(options: SessionOptions) -> str:
     """Return what `exact` determinism depends on: runtime, version, providers, threads and CPU features."""
-    providers = "+".join(options.providers)
+    own = {TENSORRT: f"{TENSORRT}:{options.tensorrt.precision}"}
+    providers = "+".join(own.get(name, name) for name in options.providers)
     return f"onnxruntime {ort.__version__} {providers} threads={options.num_threads} cpu={cpu_fingerprint()}"
 
 
@@ -75,9 +78,28 @@ def _load(model: ModelFolder, options: SessionOptions) -> Any:
     if missing:
         raise BadModel("PROVIDER_MISSING", f"This ONNX Runtime has no {', '.join(sorted(missing))}.")
     try:
-        return ort.InferenceSession(str(model.model_path), _session_options(options), list(options.providers))
+        return ort.InferenceSession(str(model.model_path), _session_options(options), _providers(options))
     except Exception as error:  # ONNX Runtime's errors share no base class
         raise BadModel("MODEL_UNREADABLE", f"ONNX Runtime cannot load model {model.name!r}.") from error
+
+
+def _providers(options: SessionOptions) -> list[str | tuple[str, dict[str, str]]]:
+    own = {TENSORRT: (TENSORRT, tensorrt_options(options.tensorrt))}
+    return [own.get(name, name) for name in options.providers]
+
+
+def tensorrt_options(options: TensorRtOptions) -> dict[str, str]:
+    """What ONNX Runtime's TensorRT provider is told: types, and a folder for the engines that it builds and keeps."""
+    folder = engines_root(options.engines) / "onnxruntime"
+    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+    return {
+        "trt_engine_cache_enable": "True",
+        "trt_engine_cache_path": str(folder),
+        "trt_timing_cache_enable": "True",
+        "trt_timing_cache_path": str(folder),
+        "trt_fp16_enable": str(options.precision == "fp16"),
+        "trt_bf16_enable": str(options.precision == "bf16"),
+    }
 
 
 def _session_options(options: SessionOptions) -> Any:

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 TORCH_DTYPES = ("fp32", "fp16", "bf16")
+TENSORRT_PRECISIONS = ("graph", "fp16", "bf16")
 TORCH_COMPILE_MODES = ("default", "reduce-overhead", "max-autotune", "max-autotune-no-cudagraphs")
 
 
@@ -66,6 +67,24 @@ class TritonOptions:
 
 
 @dataclass(frozen=True, slots=True)
+class TensorRtOptions:
+    """Which engines the `tensorrt` backend takes; ONNX Runtime's TensorRT provider builds its own by the same.
+
+    `precision`: fp16 or bf16 for graphs of fp32, or `graph` for the graph's own types; a graph that is typed already
+    (fp16, quantised) keeps its types. `engines`: the root of the engines; None: in the user's cache. `device`: torch's
+    name of the GPU. Raises `ValueError` for a precision that is none of these.
+    """
+
+    precision: str = "fp16"
+    engines: Path | None = None
+    device: str = "cuda"
+
+    def __post_init__(self) -> None:
+        if self.precision not in TENSORRT_PRECISIONS:
+            raise ValueError(f"precision is {self.precision!r}; it must be one of {', '.join(TENSORRT_PRECISIONS)}")
+
+
+@dataclass(frozen=True, slots=True)
 class SessionOptions:
     """Resolved options of a session; `providers` are ONNX Runtime's, in the order of preference.
 
@@ -77,3 +96,4 @@ class SessionOptions:
     spin: bool = False
     torch: TorchOptions = TorchOptions()
     triton: TritonOptions = TritonOptions()
+    tensorrt: TensorRtOptions = TensorRtOptions()

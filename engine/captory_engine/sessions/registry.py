@@ -48,10 +48,17 @@ def _triton(model: ModelFolder, options: SessionOptions) -> Session:
     return TritonSession(model, options)
 
 
+def _tensorrt(model: ModelFolder, options: SessionOptions) -> Session:
+    from captory_engine.sessions.tensorrt import open_engine
+
+    return open_engine(model, options)
+
+
 # backend: (factory, what to install when a module is missing)
 BACKENDS: dict[str, tuple[Factory, str]] = {
     "onnx": (_onnx, "captory"),
     "fake": (_fake, "captory"),
     "torch": (_torch, "captory[torch]"),
     "triton": (_triton, "captory"),
+    "tensorrt": (_tensorrt, "captory[tensorrt]"),
 }

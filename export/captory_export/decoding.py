@@ -1,8 +1,9 @@
-"""Does an exported token decoder do what the checkpoint does? A plain slot-table decoding loop and the comparison."""
+"""A plain slot-table decoding loop for exported token decoders, and how far what it writes is from the checkpoint's."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -10,8 +11,6 @@ import onnxruntime
 from numpy.typing import NDArray
 
 Arrays = Mapping[str, NDArray[np.float32]]
-Report = dict[str, float | int | bool]
-LOGITS_TOLERANCE = 1e-3
 
 
 class Decoded(NamedTuple):
@@ -22,7 +21,7 @@ class Decoded(NamedTuple):
 
 
 class CacheShape(NamedTuple):
-    """The slot table's fixed sizes, as the graph declares them."""
+    """The slot table's fixed sizes."""
 
     num_layers: int
     num_kv_heads: int
@@ -54,6 +53,11 @@ class SlotTable:
             self.keys[row, :, :, place] = keys[row, :, :, :count]
             self.values[row, :, :, place] = values[row, :, :, :count]
         self.lengths += np.asarray(counts)
+
+
+def open_graph(folder: Path) -> onnxruntime.InferenceSession:
+    """The graph of a model's folder, on the CPU."""
+    return onnxruntime.InferenceSession(str(folder / "1" / "model.onnx"), providers=["CPUExecutionProvider"])
 
 
 def cache_shape(session: onnxruntime.InferenceSession) -> CacheShape:
@@ -114,15 +118,25 @@ def joined(parts: Iterable[Decoded]) -> Decoded:
     return Decoded([row for part in kept for row in part.ids], [row for part in kept for row in part.logits])
 
 
-def compare(wanted: Decoded, got: Decoded) -> Report:
-    """Return the parity report of two greedy decodings; logits are compared as far as both go."""
-    pairs = list(zip(wanted.logits, got.logits, strict=True))
-    difference = max(float(np.abs(a[: len(b)] - b[: len(a)]).max()) for a, b in pairs)
+def compare(wanted: Decoded, got: Decoded) -> dict[str, float]:
+    """How far two greedy decodings are apart; `difference` is the largest of logits, over the largest logit or 1.
+
+    Logits are compared up to the first token that differs: behind it they have other words before them.
+    """
+    steps = [_num_comparable(one, other) for one, other in zip(wanted.ids, got.ids, strict=True)]
+    pairs = [(a[:num], b[:num]) for a, b, num in zip(wanted.logits, got.logits, steps, strict=True)]
+    difference = max(float(np.abs(a - b).max()) for a, b in pairs)
+    largest = max(float(np.abs(a).max()) for a, _ in pairs)
     same = sum(a == b for a, b in zip(wanted.ids, got.ids, strict=True))
     return {
-        "examples": len(got.ids),
+        "texts": len(got.ids),
         "tokens": sum(map(len, got.ids)),
-        "greedy_identical": same,
-        "max_abs_logits_difference": difference,
-        "passed": same == len(got.ids) and difference <= LOGITS_TOLERANCE,
+        "same_texts": same / len(got.ids),
+        "difference": difference / max(1.0, largest),
     }
+
+
+def _num_comparable(one: Sequence[int], other: Sequence[int]) -> int:
+    """Steps up to the first token that differs, itself included."""
+    pairs = enumerate(zip(one, other, strict=False), 1)
+    return next((step for step, (a, b) in pairs if a != b), min(len(one), len(other)))

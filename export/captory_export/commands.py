@@ -1,0 +1,78 @@
+"""The subcommand that this package brings to `captory`: `export`."""
+
+from __future__ import annotations
+
+import json
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from captory_export.precision import Precision
+
+EXTRA = ("torch", "diffusers", "transformers", "onnx", "onnxscript", "safetensors")
+
+
+def export(
+    captioner: Annotated[str, typer.Option(help="Checkpoint: org/name@revision, or a folder.")],
+    painter: Annotated[str, typer.Option(help="Checkpoint: a folder of one of diffusers' pipelines.")],
+    out: Annotated[Path, typer.Option(help="The model repository to write; it must not be there yet.")],
+    writer: Annotated[str, typer.Option(help="Checkpoint of a language model; none if empty.")] = "",
+    lora: Annotated[list[str] | None, typer.Option(help="PATH[:scale], merged into the painter; repeatable.")] = None,
+    precision: Annotated[Precision, typer.Option(help="Of weights; inputs and outputs stay fp32.")] = Precision.FP32,
+    sizes: Annotated[str, typer.Option(help="WIDTHxHEIGHT, with commas; the checkpoint's own if empty.")] = "",
+    name: Annotated[str, typer.Option(help="The family's name; the painter's if empty.")] = "",
+    tensorrt: Annotated[bool, typer.Option("--tensorrt", help="Then build TensorRT engines for this GPU.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the parity report as JSON on stdout.")] = False,
+) -> None:
+    """Export checkpoints to a model repository that captory serve, and Triton, can host.
+
+    Every graph is compared with its checkpoint, and all of them together; past the tolerance nothing is written.
+    """
+    _need_extra()
+    from captory_engine.errors import CaptoryError
+    from captory_export.families import Wanted, export_family, parse_sizes
+    from captory_export.lora import Lora
+
+    try:
+        loras = tuple(Lora.parse(text) for text in lora or [])
+        wanted = Wanted(captioner, writer, painter, loras, precision, parse_sizes(sizes), name)
+        report = export_family(wanted, out, lambda words: typer.echo(words, err=True))
+        if tensorrt:
+            _build_engines(out)
+    except CaptoryError as error:
+        typer.echo(error.message, err=True)
+        raise typer.Exit(1) from None
+    typer.echo(json.dumps(report, indent=2)) if as_json else _show(report, out)
+
+
+def _need_extra() -> None:
+    missing = [module for module in EXTRA if find_spec(module) is None]
+    if missing:
+        typer.echo(f"captory export needs {', '.join(missing)}: pip install 'captory[export]'", err=True)
+        raise typer.Exit(2)
+
+
+def _build_engines(repository: Path) -> None:
+    from captory_export.tensorrt.build import build_family
+
+    build_family(repository, lambda words: typer.echo(words, err=True))
+
+
+def _show(report: dict[str, Any], out: Path) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table("graph", "precision", title=f"{out}: served by captory serve --repository {out}")
+    for heading in ("largest difference", "mean", "cosine"):
+        table.add_column(heading, justify="right")
+    for role, parts in report.items():
+        for suffix, figures in parts.items():
+            if suffix != "end_to_end":
+                numbers = (figures[key] for key in ("max_abs_difference", "mean_abs_difference", "cosine"))
+                table.add_row(f"{role} {suffix}", figures["precision"], *(f"{number:.3g}" for number in numbers))
+    Console().print(table)
+    for role, parts in report.items():
+        words = ", ".join(f"{key} {value}" for key, value in parts["end_to_end"].items())
+        typer.echo(f"{role}, from end to end: {words}")
