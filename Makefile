@@ -8,6 +8,7 @@
 #   make bench  every benchmark at small sizes, and one table of all targets (40 minutes on two cores)
 #   make bench-full   the long sweeps and load runs, and docs/performance.md from their figures
 #   make gpu-bench   what a GPU reaches, inside 8 minutes: benchmarks/captory_bench/gpu
+#   make gpu-export  TensorRT engines built, compared and timed on this GPU: docs/tensorrt.md
 #   make triton-env   set up .venv-triton: Triton on the CPU, for a benchmark and its tests
 PYTHON ?= python3
 VENV := .venv
@@ -21,7 +22,7 @@ PIP_FLAGS := --quiet --disable-pip-version-check
 TORCH_INDEX ?=
 TORCH := torch==2.13.0
 
-.PHONY: demo test test-triton triton lint ci format stubs bench bench-full gpu-bench eval triton-env clean
+.PHONY: demo test test-triton triton lint ci format stubs bench bench-full gpu-bench gpu-export eval triton-env clean
 
 demo: $(VENV)/.ready
 	$(VENV)/bin/captory demo --out demo-out
@@ -59,6 +60,10 @@ bench-full: $(BENCH)/.ready
 # On a machine with an NVIDIA GPU and a Python that has torch, NumPy and diffusers; GPU_BENCH=--help says what else.
 gpu-bench:
 	PYTHONPATH=benchmarks:engine:training $(PYTHON) -m captory_bench.gpu $(GPU_BENCH)
+
+# On a machine with an NVIDIA GPU and a Python that has captory's extras export and tensorrt; GPU_EXPORT=--help says what else.
+gpu-export:
+	PYTHONPATH=engine:export $(PYTHON) -m captory_export.tensorrt.gpu_export $(GPU_EXPORT)
 
 eval: $(VENV)/.ready
 	$(VENV)/bin/captory eval picto

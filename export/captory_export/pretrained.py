@@ -22,6 +22,8 @@ def read_config(checkpoint: Checkpoint) -> Any:
 
     if "quantization_config" in checkpoint.settings(CONFIG):
         raise BadModel("QUANTISED", f"{checkpoint.name} has quantised weights; export the checkpoint that it is of.")
+    if (checkpoint.path / "adapter_config.json").is_file():
+        raise BadModel("ADAPTER", f"{checkpoint.name} is an adapter; merge it into its model, and export that.")
     try:
         return AutoConfig.from_pretrained(checkpoint.path, local_files_only=True, trust_remote_code=False)
     except (AttributeError, KeyError, OSError, TypeError, ValueError) as error:
@@ -34,16 +36,16 @@ def generation_settings(checkpoint: Checkpoint) -> dict[str, Any]:
 
 
 def special_ids(checkpoint: Checkpoint, name: str, *configs: Any) -> list[int]:
-    """The ids of a special token, of which a model may have several, by the first configuration that tells any.
+    """The ids of a special token, of which a model may have several: from the configurations, then how to generate.
 
-    The last that is asked is generation_config.json. Raises `BadModel` where none tells.
+    Raises `BadModel` where none is told.
     """
-    for settings in (*map(vars, configs), generation_settings(checkpoint)):
-        told = settings.get(name)
-        ids = [one for one in (told if isinstance(told, list) else [told]) if isinstance(one, int) and one >= 0]
-        if ids:
-            return ids
-    raise BadModel("TOKEN_UNKNOWN", f"{checkpoint.name} tells no {name}: add it to {CONFIG} or {GENERATION}.")
+    told = [settings.get(name) for settings in (*map(vars, configs), generation_settings(checkpoint))]
+    flat = [one for ids in told for one in (ids if isinstance(ids, list) else [ids])]
+    known = [one for one in flat if isinstance(one, int) and one >= 0]
+    if not known:
+        raise BadModel("TOKEN_UNKNOWN", f"{checkpoint.name} tells no {name}: add it to {CONFIG} or {GENERATION}.")
+    return known
 
 
 def refuse(checkpoint: Checkpoint, found: Mapping[str, bool]) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,14 @@ def tokenizer_json(folder: Path) -> bytes:
     except Exception as error:  # the library raises bare Exception
         raise BadModel("TOKENIZER_INVALID", f"{str(file)!r} is no tokenizer.") from error
     return content
+
+
+def encoder(content: bytes) -> Callable[[str], list[int]]:
+    """What makes ids of a text by a `tokenizer.json` as the engine does: nothing is added, cut off or filled up."""
+    tokenizer = Tokenizer.from_buffer(content)
+    tokenizer.no_truncation()
+    tokenizer.no_padding()
+    return lambda text: list(tokenizer.encode(text, add_special_tokens=False).ids)
 
 
 def pad_id(folder: Path) -> int:

@@ -21,7 +21,7 @@ def serve(
     address: Annotated[str | None, typer.Option(help="HOST:PORT on loopback (port 0: any), or unix:PATH.")] = None,
     repository: Annotated[Path | None, typer.Option(help="Model repository; the embedded one if not given.")] = None,
     family: Annotated[str | None, typer.Option(help="Family, or a repository's path; its only one if empty.")] = None,
-    backend: Annotated[str | None, typer.Option(help="onnx, torch or fake.")] = None,
+    backend: Annotated[str | None, typer.Option(help="onnx, tensorrt, torch, triton or fake.")] = None,
     threads: Annotated[int | None, typer.Option(help="Threads for the models; 0: all cores.")] = None,
     lanes: Annotated[
         int | None, typer.Option(help="Batches at once, of which each has its threads; 0: as pays.")
@@ -43,6 +43,16 @@ def serve(
         Path | None, typer.Option(help="Root of the checkpoints for torch; a clone's own if not given.")
     ] = None,
     triton: Annotated[str | None, typer.Option(help="HOST:PORT of Triton's gRPC, for the backend triton.")] = None,
+    providers: Annotated[
+        str | None, typer.Option(help="ONNX Runtime's, with commas, the preferred first; the CPU's if not given.")
+    ] = None,
+    tensorrt_precision: Annotated[
+        str | None, typer.Option(help="fp16, bf16 or graph, of the engines to take; by itself fp16.")
+    ] = None,
+    tensorrt_engines: Annotated[
+        Path | None, typer.Option(help="Root of the engines; the user's cache if not given.")
+    ] = None,
+    tensorrt_device: Annotated[str | None, typer.Option(help="Torch's name of TensorRT's GPU; by itself cuda.")] = None,
     max_items: Annotated[int | None, typer.Option(help="Items in flight.")] = None,
     grace_s: Annotated[float | None, typer.Option("--grace", help="Seconds to finish in when told to stop.")] = None,
     log_level: Annotated[str | None, typer.Option(help="debug, info, warning or error.")] = None,
@@ -63,6 +73,7 @@ def serve(
 
     flags = {"address": address, "repository": repository, "family": family, "backend": backend, "threads": threads}
     rest = {"lanes": lanes, "measure": measure, "grace_s": grace_s, "log_level": log_level, "log_file": log_file}
+    rest |= {"providers": providers}
     limits = {"max_items": max_items}
     torch = {
         "device": torch_device,
@@ -71,8 +82,9 @@ def serve(
         "graphs": torch_graphs,
         "checkpoints": torch_checkpoints,
     }
+    tensorrt = {"precision": tensorrt_precision, "engines": tensorrt_engines, "device": tensorrt_device}
     try:
-        groups = {"limits": limits, "torch": torch, "triton": {"address": triton}}
+        groups = {"limits": limits, "torch": torch, "triton": {"address": triton}, "tensorrt": tensorrt}
         settings = load(config, **{name: _given(group) for name, group in groups.items()}, **flags, **rest)
         configure(settings.log_level, settings.log_file)
     except (ValidationError, OSError) as error:

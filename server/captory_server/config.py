@@ -6,16 +6,31 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import AfterValidator, Field, ValidationError
-from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict, YamlConfigSettingsSource
+from pydantic import AfterValidator, BeforeValidator, Field, ValidationError
+from pydantic_settings import (
+    BaseSettings,
+    NoDecode,
+    PydanticBaseSettingsSource,
+    SettingsConfigDict,
+    YamlConfigSettingsSource,
+)
 
 from captory_engine.info import Limits
 from captory_engine.repository import default_repository
-from captory_engine.sessions.options import TorchOptions, TritonOptions
+from captory_engine.sessions.options import CPU_PROVIDER, TensorRtOptions, TorchOptions, TritonOptions
 from captory_server.address import check_address
 
 LogLevel = Literal["debug", "info", "warning", "error"]
 Count = Annotated[int, Field(ge=1)]
+
+
+def _split(value: Any) -> Any:
+    """`A,B` is a list of two."""
+    return [word.strip() for word in value.split(",")] if isinstance(value, str) else value
+
+
+Name = Annotated[str, Field(min_length=1)]
+Names = Annotated[tuple[Name, ...], Field(min_length=1), NoDecode, BeforeValidator(_split)]
 
 
 def _check_limits(limits: Limits) -> Limits:
@@ -28,7 +43,7 @@ def _check_limits(limits: Limits) -> Limits:
 class Settings(BaseSettings):
     """A server's settings. `CAPTORY_LIMITS__MAX_ITEMS`, `CAPTORY_TORCH__DTYPE` and their like set one of a group.
 
-    A list in a group comes in JSON of the group: `CAPTORY_TORCH='{"buckets": [1, 8]}'`.
+    A list in a group comes in JSON of the group: `CAPTORY_TORCH='{"buckets": [1, 8]}'`; `providers` come with commas.
     """
 
     model_config: ClassVar[SettingsConfigDict] = SettingsConfigDict(
@@ -42,8 +57,10 @@ class Settings(BaseSettings):
     threads: Annotated[int, Field(ge=0)] = 0
     lanes: Annotated[int, Field(ge=0)] = 0
     measure: bool = True
+    providers: Names = (CPU_PROVIDER,)
     torch: TorchOptions = TorchOptions()
     triton: TritonOptions = TritonOptions()
+    tensorrt: TensorRtOptions = TensorRtOptions()
     limits: Annotated[Limits, AfterValidator(_check_limits)] = Limits()
     max_stream_images: Count = 128
     max_input_bytes: Count = 256 << 20

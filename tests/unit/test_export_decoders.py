@@ -1,9 +1,15 @@
-"""Exported token decoders do what the checkpoints do, whatever stands at masked positions and whoever rides along."""
+"""Exported captioners and writers do what the checkpoints do, whatever stands at masked positions and rides along.
+
+The checkpoints are twins: the real configuration classes, small, with random weights.
+"""
 
 from __future__ import annotations
 
+import json
+import shutil
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import pytest
@@ -12,93 +18,255 @@ from numpy.typing import NDArray
 torch = pytest.importorskip("torch")
 transformers = pytest.importorskip("transformers")
 pytest.importorskip("onnxscript")
-onnxruntime = pytest.importorskip("onnxruntime")
+pytest.importorskip("onnxruntime")
 
-from captory_export import blip, qwen2  # noqa: E402
-from captory_export.parity import Decoded, SlotTable, cache_shape, compare, decode_greedily, joined  # noqa: E402
+from safetensors.torch import load_file, save_file  # noqa: E402
+from tokenizers import Tokenizer, models, pre_tokenizers  # noqa: E402
+
+from captory_engine import family  # noqa: E402
+from captory_engine.errors import BadModel  # noqa: E402
+from captory_export.captioners.blip import open_blip  # noqa: E402
+from captory_export.captioners.blip2 import open_blip2  # noqa: E402
+from captory_export.captioners.vit_gpt2 import open_vit_gpt2  # noqa: E402
+from captory_export.checkpoints import Checkpoint  # noqa: E402
+from captory_export.decoding import (  # noqa: E402
+    Decoded,
+    SlotTable,
+    cache_shape,
+    compare,
+    decode_greedily,
+    joined,
+    open_graph,
+)
+from captory_export.graphs import export_graph  # noqa: E402
+from captory_export.precision import Precision, faults  # noqa: E402
+from captory_export.writers.language_model import COMPLETION, REQUEST, LanguageModelGraph, open_language_model  # noqa: E402
 
 Feed = dict[str, NDArray[Any]]
-VOCAB, EOS_ID, MAX_POSITIONS = 50, 2, 24
+PAD_ID, BOS_ID, EOS_ID = range(3)
+SPECIAL = {"pad_token": "<pad>", "bos_token": "<bos>", "eos_token": "<eos>", "unk_token": "<unk>"}
+WORDS = [*SPECIAL.values(), "a", "detailed", "photo", "of", "red", "dog", "on", "grass", "in", "other", "words"]
+VOCAB, MAX_POSITIONS = 50, 24
 PROMPTS = [[1, 7], [1, 9, 30, 31, 8], [1], [1, 12, 13, 14, 15, 16, 17, 18]]
+SHAPE = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 48}
+SQUARE = {"image_size": 16, "patch_size": 8}
+ENDS = {"bos_token_id": BOS_ID, "eos_token_id": EOS_ID, "pad_token_id": PAD_ID}
+LLAMA3 = {
+    "rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0,
+    "original_max_position_embeddings": 16,
+}  # fmt: skip
+LONGROPE = {"rope_type": "longrope", "factor": 2.0, "short_factor": [1.0] * 8, "long_factor": [2.0] * 8}
 
 
-@pytest.fixture(scope="module")
-def writer() -> Any:
-    torch.manual_seed(0)
-    config = transformers.Qwen2Config(
-        vocab_size=VOCAB,
-        hidden_size=32,
-        intermediate_size=48,
-        num_hidden_layers=2,
-        num_attention_heads=4,
-        num_key_value_heads=2,
-        max_position_embeddings=MAX_POSITIONS,
-        initializer_range=0.4,
-        bos_token_id=1,
-        eos_token_id=EOS_ID,
-        pad_token_id=0,
-    )
-    return transformers.Qwen2ForCausalLM(config).eval()
-
-
-@pytest.fixture(scope="module")
-def captioner() -> Any:
-    torch.manual_seed(0)
-    shared = {"hidden_size": 32, "num_attention_heads": 4, "intermediate_size": 48, "projection_dim": 32}
+def blip() -> Any:
     text = {
-        **shared,
-        "vocab_size": VOCAB,
-        "encoder_hidden_size": 32,
-        "num_hidden_layers": 2,
-        "max_position_embeddings": MAX_POSITIONS,
-        "initializer_range": 0.4,
-        "bos_token_id": 1,
-        "eos_token_id": EOS_ID,
-        "sep_token_id": EOS_ID,
-        "pad_token_id": 0,
-    }
-    vision = {**shared, "num_hidden_layers": 2, "image_size": 16, "patch_size": 8, "initializer_range": 0.4}
+        **SHAPE, **ENDS, "vocab_size": VOCAB, "max_position_embeddings": MAX_POSITIONS, "sep_token_id": EOS_ID,
+        "encoder_hidden_size": 32, "projection_dim": 32,
+    }  # fmt: skip
+    vision = {**SHAPE, **SQUARE, "projection_dim": 32}
     config = transformers.BlipConfig(
         text_config=text, vision_config=vision, projection_dim=32, image_text_hidden_size=32
     )
-    return transformers.BlipForConditionalGeneration(config).eval()
+    return transformers.BlipForConditionalGeneration(config)
+
+
+def blip2() -> Any:
+    text = {
+        **SHAPE, **ENDS, "model_type": "opt", "vocab_size": VOCAB, "ffn_dim": 48,
+        "max_position_embeddings": MAX_POSITIONS,
+    }  # fmt: skip
+    qformer = {**SHAPE, "hidden_size": 24, "vocab_size": 8, "max_position_embeddings": 8}
+    config = transformers.Blip2Config(
+        text_config=text, vision_config={**SHAPE, **SQUARE}, qformer_config=qformer, num_query_tokens=4
+    )
+    return transformers.Blip2ForConditionalGeneration(config)
+
+
+def vit_gpt2() -> Any:
+    vision = transformers.ViTConfig(**{**SHAPE, **SQUARE, "hidden_size": 24})
+    text = transformers.GPT2Config(
+        vocab_size=VOCAB, n_embd=32, n_layer=2, n_head=4, n_positions=MAX_POSITIONS, bos_token_id=BOS_ID,
+        eos_token_id=EOS_ID,
+    )  # fmt: skip
+    join = transformers.VisionEncoderDecoderConfig.from_encoder_decoder_configs
+    config = join(vision, text, decoder_start_token_id=BOS_ID, eos_token_id=EOS_ID, pad_token_id=PAD_ID)
+    return transformers.VisionEncoderDecoderModel(config=config)
+
+
+def qwen2(**settings: Any) -> Any:
+    config = transformers.Qwen2Config(
+        **{**SHAPE, **ENDS, "vocab_size": VOCAB, "num_key_value_heads": 2, "max_position_embeddings": 64, **settings}
+    )
+    return transformers.Qwen2ForCausalLM(config)
+
+
+def llama() -> Any:
+    config = transformers.LlamaConfig(
+        **SHAPE, **ENDS, vocab_size=VOCAB, num_key_value_heads=2, head_dim=16, max_position_embeddings=64,
+        rope_theta=100.0, rope_scaling=dict(LLAMA3), attention_bias=True, mlp_bias=True,
+    )  # fmt: skip
+    return transformers.LlamaForCausalLM(config)
+
+
+MAKERS: dict[str, Callable[[], Any]] = {
+    "blip": blip,
+    "blip-2": blip2,
+    "vit-gpt2": vit_gpt2,
+    "qwen2": qwen2,
+    "llama": llama,
+}
+OPENERS: dict[str, Callable[[Checkpoint], Any]] = {
+    "blip": open_blip,
+    "blip-2": open_blip2,
+    "vit-gpt2": open_vit_gpt2,
+    "qwen2": open_language_model,
+    "llama": open_language_model,
+}
+CAPTIONERS = ("blip", "blip-2", "vit-gpt2")
+WRITERS = ("qwen2", "llama")
+OWN_SETTINGS = {  # what a writer says that was made for Captory
+    "templates": {"rewrite": "<bos>{text} in other words"},
+    "examples": [["rewrite", "a red dog"], ["rewrite", "a"], ["rewrite", "a detailed photo of a red dog on grass"]],
+    "max_new_tokens": 12,
+    "temperature": 0.8,
+    "top_k": 20,
+}
+
+
+class Exported(NamedTuple):
+    checkpoint: Checkpoint
+    opened: Any
+    folders: dict[str, Path]
 
 
 @pytest.fixture(scope="module")
-def writer_graph(writer: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    path: Path = tmp_path_factory.mktemp("writer") / "model.onnx"
-    qwen2.export_decoder(writer, path)
-    return path
+def twins(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Checkpoint]:
+    """A checkpoint by its name in `MAKERS`, made once."""
+    made: dict[str, Checkpoint] = {}
+
+    def twin(name: str) -> Checkpoint:
+        if name not in made:
+            made[name] = save(name, tmp_path_factory.mktemp(name))
+        return made[name]
+
+    return twin
 
 
 @pytest.fixture(scope="module")
-def captioner_graphs(captioner: Any, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
-    folder: Path = tmp_path_factory.mktemp("captioner")
-    blip.export_vision(captioner, folder / "vision.onnx")
-    blip.export_decoder(captioner, folder / "decoder.onnx")
-    return folder / "vision.onnx", folder / "decoder.onnx"
+def exports(twins: Callable[[str], Checkpoint], tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Exported]:
+    """A twin with its models, exported once."""
+    made: dict[str, Exported] = {}
+
+    def exported(name: str) -> Exported:
+        if name not in made:
+            opened, root = OPENERS[name](twins(name)), tmp_path_factory.mktemp(f"{name}-models")
+            for part in opened.parts():
+                export_graph(part.graph, root / part.suffix / "1" / "model.onnx")
+            made[name] = Exported(twins(name), opened, {path.name: path for path in root.iterdir()})
+        return made[name]
+
+    return exported
 
 
-def session(path: Path) -> Any:
-    return onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
+def save(name: str, folder: Path) -> Checkpoint:
+    torch.manual_seed(0)
+    model = MAKERS[name]()
+    with torch.no_grad():  # as wide as trained ones, and no bias is nothing
+        for parameter in model.parameters():
+            noise = torch.randn_like(parameter)
+            parameter.copy_(parameter + 0.1 * noise if parameter.ndim == 1 else 0.4 * noise)
+    model.save_pretrained(folder, safe_serialization=True)
+    words = [*WORDS, *(f"w{index}" for index in range(len(WORDS), VOCAB))]
+    tokenizer = Tokenizer(models.WordLevel({word: index for index, word in enumerate(words)}, unk_token="<unk>"))
+    tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
+    transformers.PreTrainedTokenizerFast(tokenizer_object=tokenizer, **SPECIAL).save_pretrained(folder)
+    if name in CAPTIONERS:
+        size: Any = 16 if name == "vit-gpt2" else {"height": 16, "width": 16}
+        (folder / "preprocessor_config.json").write_text(json.dumps({"size": size}))
+    if name == "qwen2":
+        (folder / "captory.json").write_text(json.dumps(OWN_SETTINGS))
+    return Checkpoint(folder, name, "revision", "")
 
 
-def test_the_writer_writes_what_the_checkpoint_writes(writer: Any, writer_graph: Path) -> None:
-    report = qwen2.check(writer, writer_graph, PROMPTS, max_new_tokens=12)
-    assert report["passed"], report
+def edited(checkpoint: Checkpoint, folder: Path, file: str, changes: dict[str, Any]) -> Checkpoint:
+    """A copy in `folder` with other settings in one of its JSON files; sections are merged."""
+    shutil.copytree(checkpoint.path, folder, dirs_exist_ok=True)
+    settings = json.loads((folder / file).read_text())
+    for key, value in changes.items():
+        settings[key] = {**settings[key], **value} if isinstance(settings.get(key), dict) else value
+    (folder / file).write_text(json.dumps(settings))
+    return checkpoint._replace(path=folder)
 
 
-def test_the_captioner_writes_what_the_checkpoint_writes(captioner: Any, captioner_graphs: tuple[Path, Path]) -> None:
-    report = blip.check(captioner, *captioner_graphs, prefixes=[[1, 3], [1, 4]], num_images=4)
-    assert report["passed"], report
+def reweighted(checkpoint: Checkpoint, folder: Path, change: Callable[[dict[str, Any]], object]) -> Checkpoint:
+    """A copy in `folder` with other weights."""
+    tensors = load_file(checkpoint.path / "model.safetensors")
+    change(tensors)
+    shutil.copytree(checkpoint.path, folder, dirs_exist_ok=True, ignore=shutil.ignore_patterns("*.safetensors"))
+    save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+    return checkpoint._replace(path=folder)
 
 
-def test_masked_positions_do_not_matter(writer_graph: Path) -> None:
-    graph = session(writer_graph)
-    table = SlotTable(2, cache_shape(graph), MAX_POSITIONS)
+def crossed(graph: Any, rows: int) -> Feed:
+    """Cross keys and values where the decoder takes them."""
+    rng = np.random.default_rng(1)
+    shapes = {value.name: value.shape[1:] for value in graph.get_inputs() if value.name.startswith("cross")}
+    return {name: rng.normal(size=(rows, *shape)).astype(np.float32) for name, shape in shapes.items()}
+
+
+def reason(act: Callable[[], object]) -> str:
+    with pytest.raises(BadModel) as refused:
+        act()
+    return refused.value.reason
+
+
+@pytest.mark.parametrize("name", MAKERS)
+def test_models_write_what_the_checkpoint_writes(exports: Callable[[str], Exported], name: str) -> None:
+    _, opened, folders = exports(name)
+    figures = opened.check(folders)
+    assert faults(figures, Precision.FP32) == [], figures
+    assert figures["tokens"] > figures["texts"] >= 3
+
+
+@pytest.mark.parametrize(
+    ("name", "weight"),
+    [
+        ("blip", "text_decoder.bert.encoder.layer.1.crossattention.self.value.bias"),
+        ("blip-2", "qformer.encoder.layer.1.intermediate_query.dense.bias"),
+        ("vit-gpt2", "decoder.transformer.h.1.crossattention.q_attn.bias"),
+        ("qwen2", "model.layers.0.self_attn.v_proj.bias"),
+        ("llama", "model.layers.1.mlp.down_proj.bias"),
+    ],
+)
+def test_other_weights_are_found_out(
+    exports: Callable[[str], Exported], name: str, weight: str, tmp_path: Path
+) -> None:
+    checkpoint, _, folders = exports(name)
+    other = reweighted(checkpoint, tmp_path, lambda tensors: tensors.update({weight: tensors[weight] + 0.5}))
+    assert faults(OPENERS[name](other).check(folders), Precision.FP32)
+
+
+@pytest.mark.parametrize("name", CAPTIONERS)
+def test_captioners_have_one_contract(exports: Callable[[str], Exported], name: str) -> None:
+    _, opened, folders = exports(name)
+    vision, decoder = open_graph(folders["vision"]), open_graph(folders["decoder"])
+    given = {value.name: value.shape[1:] for value in vision.get_outputs()}
+    taken = {value.name: value.shape[1:] for value in decoder.get_inputs()}
+    assert [value.name for value in vision.get_inputs()] == ["pixel_values"]
+    assert list(given) == ["cross_keys", "cross_values"]
+    assert list(taken) == ["input_ids", "position_ids", "past_mask", "past_keys", "past_values", *given]
+    assert [value.name for value in decoder.get_outputs()] == ["logits", "new_keys", "new_values"]
+    assert given == {name: taken[name] for name in given}
+    assert cache_shape(decoder) == opened.cache
+
+
+@pytest.mark.parametrize("name", MAKERS)
+def test_masked_positions_do_not_matter(exports: Callable[[str], Exported], name: str) -> None:
+    graph = open_graph(exports(name).folders["decoder"])
+    table = SlotTable(2, cache_shape(graph), 8)
     table.lengths[:] = (3, 5)
-    feed: Feed = {"input_ids": np.array([[7], [8]]), "position_ids": table.lengths[:, None], **table.inputs()}
-    wanted = graph.run(None, feed)
+    feed: Feed = {"input_ids": np.array([[7], [8]]), "position_ids": table.lengths[:, None], **crossed(graph, 2)}
+    wanted = graph.run(None, feed | table.inputs())
     for row, length in enumerate(table.lengths):
         table.keys[row, :, :, length:] = 1e4
         table.values[row, :, :, length:] = -1e4
@@ -106,27 +274,144 @@ def test_masked_positions_do_not_matter(writer_graph: Path) -> None:
         np.testing.assert_array_equal(left, right)
 
 
-def test_an_empty_past_equals_a_masked_past(writer_graph: Path) -> None:
-    graph = session(writer_graph)
-    table = SlotTable(1, cache_shape(graph), MAX_POSITIONS)
-    feed: Feed = {"input_ids": np.array([PROMPTS[1]]), "position_ids": np.arange(5)[None]}
+@pytest.mark.parametrize("name", MAKERS)
+def test_an_empty_past_equals_a_masked_past(exports: Callable[[str], Exported], name: str) -> None:
+    graph = open_graph(exports(name).folders["decoder"])
+    table = SlotTable(1, cache_shape(graph), 8)
+    feed: Feed = {"input_ids": np.array([PROMPTS[1]]), "position_ids": np.arange(5)[None], **crossed(graph, 1)}
     masked = graph.run(None, feed | table.inputs())
-    empty = {name: value[..., :0] if value.ndim == 2 else value[:, :, :, :0] for name, value in table.inputs().items()}
+    empty = {key: value[..., :0] if value.ndim == 2 else value[:, :, :, :0] for key, value in table.inputs().items()}
     for left, right in zip(masked, graph.run(None, feed | empty), strict=True):
-        np.testing.assert_allclose(left, right, atol=1e-5)
+        np.testing.assert_allclose(left, right, rtol=1e-4, atol=1e-4)
 
 
-def test_a_row_decodes_alone_as_in_company(writer_graph: Path) -> None:
-    graph = session(writer_graph)
-    limits: dict[str, Any] = {"max_new_tokens": 10, "max_positions": MAX_POSITIONS, "eos_id": EOS_ID}
-    together = decode_greedily(graph, PROMPTS, **limits)
-    alone = joined(decode_greedily(graph, [prompt], **limits) for prompt in PROMPTS)
+@pytest.mark.parametrize("name", MAKERS)
+def test_a_row_decodes_alone_as_in_company(exports: Callable[[str], Exported], name: str) -> None:
+    graph = open_graph(exports(name).folders["decoder"])
+    limits: dict[str, Any] = {"max_new_tokens": 6, "max_positions": 16, "eos_id": EOS_ID}
+    cross = crossed(graph, len(PROMPTS))
+    together = decode_greedily(graph, PROMPTS, cross=cross, **limits)
+    own = [{key: value[row : row + 1] for key, value in cross.items()} for row in range(len(PROMPTS))]
+    alone = joined(decode_greedily(graph, [ids], cross=one, **limits) for ids, one in zip(PROMPTS, own, strict=True))
     assert together.ids == alone.ids
 
 
-def test_a_difference_fails_the_report() -> None:
-    logits = np.zeros((1, 3), dtype=np.float32)
-    wanted = Decoded([[2]], [logits])
-    assert compare(wanted, wanted)["passed"]
-    assert not compare(wanted, Decoded([[1]], [logits]))["passed"]
-    assert not compare(wanted, Decoded([[2]], [logits + 0.01]))["passed"]
+def test_logits_are_compared_up_to_the_first_other_token() -> None:
+    logits = np.array([[0, 1, 2], [0, 0, 4]], dtype=np.float32)
+    wanted = Decoded([[2, 2]], [logits])
+    same = compare(wanted, wanted)
+    assert (same["same_texts"], same["difference"]) == (1.0, 0.0)
+    behind = compare(wanted, Decoded([[1, 2]], [logits + np.array([[0.5], [99]], dtype=np.float32)]))
+    assert (behind["same_texts"], behind["difference"]) == (0.0, 0.25)
+    assert faults(compare(wanted, Decoded([[2, 2]], [logits + 0.01])), Precision.FP32)
+
+
+@pytest.mark.parametrize("name", MAKERS)
+def test_sections_hold(twins: Callable[[str], Checkpoint], name: str) -> None:
+    section = OPENERS[name](twins(name)).section("some")
+    kind: Any = family.Captioner if name in CAPTIONERS else family.Writer
+    read = kind.model_validate(section)
+    assert (read.architecture, read.decoder, read.tokenizer) == (name, "some_decoder", "some_decoder/tokenizer.json")
+    assert (read.eos_id, read.pad_id) == (EOS_ID, EOS_ID if name == "vit-gpt2" else PAD_ID)
+
+
+@pytest.mark.parametrize(
+    ("name", "long", "positions", "mean"),
+    [
+        ("blip", "a detailed photo of", MAX_POSITIONS, 0.48145466),
+        ("blip-2", "a photo of", MAX_POSITIONS - 4, 0.48145466),
+        ("vit-gpt2", "", MAX_POSITIONS, 0.5),
+    ],
+)
+def test_captioners_not_made_for_captory(
+    twins: Callable[[str], Checkpoint], name: str, long: str, positions: int, mean: float
+) -> None:
+    section = OPENERS[name](twins(name)).section("some")
+    lead_in = [WORDS.index(word) for word in long.split()]
+    assert section["prefixes"] == {"short": [BOS_ID], "long": [BOS_ID, *lead_in]}
+    assert section["max_positions"] == positions
+    assert section["max_new_tokens"] == positions - 1 - len(lead_in)
+    assert section["image_mean"][0] == mean
+
+
+def test_a_writer_made_for_captory_says_how_it_is_asked(twins: Callable[[str], Checkpoint]) -> None:
+    section = open_language_model(twins("qwen2")).section("some")
+    assert {key: section[key] for key in OWN_SETTINGS if key in section} == {
+        key: value for key, value in OWN_SETTINGS.items() if key != "examples"
+    }
+
+
+def test_a_writer_without_a_chat_template_goes_on(twins: Callable[[str], Checkpoint], tmp_path: Path) -> None:
+    plain = open_language_model(twins("llama")).section("some")
+    assert plain["templates"] == {"rewrite": f"<bos>{COMPLETION}"}
+    assert (plain["temperature"], plain["top_k"]) == (0.7, 40)
+    own = edited(twins("llama"), tmp_path, "generation_config.json", {"temperature": 0.3, "top_k": 0})
+    section = open_language_model(own).section("some")
+    assert (section["temperature"], section["top_k"]) == (0.3, None)
+
+
+def test_a_chat_is_asked_in_a_turn_and_ends_with_it(twins: Callable[[str], Checkpoint], tmp_path: Path) -> None:
+    template = "{{ bos_token }}{% for m in messages %}[{{ m.content | trim }}]{% endfor %}{{ add_generation_prompt }}"
+    chat = edited(twins("llama"), tmp_path / "chat", "tokenizer_config.json", {"chat_template": template})
+    chat = edited(chat, tmp_path / "ends", "config.json", {"eos_token_id": [9, EOS_ID]})
+    section = open_language_model(chat).section("some")
+    assert section["templates"] == {"rewrite": f"<bos>[{REQUEST}]True"}
+    assert section["eos_id"] == EOS_ID
+
+
+@pytest.mark.parametrize("template", ["silent", "{{ raise_exception('no users') }}", "{% broken"])
+def test_a_chat_template_that_does_not_hold(twins: Callable[[str], Checkpoint], template: str, tmp_path: Path) -> None:
+    chat = edited(twins("llama"), tmp_path, "tokenizer_config.json", {"chat_template": template})
+    assert reason(lambda: open_language_model(chat)) == "CHAT_TEMPLATE"
+
+
+@pytest.mark.parametrize(
+    "scaling",
+    [
+        None,
+        {"rope_type": "linear", "factor": 2.0},
+        {"rope_type": "dynamic", "factor": 2.0},
+        {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 16},
+        LLAMA3,
+    ],
+)
+def test_scaled_rotary_positions(scaling: dict[str, Any] | None) -> None:
+    torch.manual_seed(0)
+    model = qwen2(rope_scaling=scaling and dict(scaling), rope_theta=100.0, initializer_range=0.4).eval()
+    ids, none = torch.randint(VOCAB, (2, 40)), torch.zeros(2, 2, 2, 0, 8)
+    with torch.no_grad():
+        logits, _, _ = LanguageModelGraph(model)(ids, torch.arange(40).expand(2, -1), torch.zeros(2, 0), none, none)
+        torch.testing.assert_close(logits, model(ids).logits, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("name", "file", "changes", "expected"),
+    [
+        ("qwen2", "config.json", {"layer_types": ["full_attention", "sliding_attention"]}, "UNSUPPORTED"),
+        ("llama", "config.json", {"rope_scaling": LONGROPE}, "UNSUPPORTED"),
+        ("llama", "config.json", {"quantization_config": {"quant_method": "gptq"}}, "QUANTISED"),
+        ("qwen2", "config.json", {"num_hidden_layers": 3}, "CHECKPOINT_CORRUPT"),
+        ("blip", "config.json", {"text_config": {"position_embedding_type": "relative_key"}}, "UNSUPPORTED"),
+        ("blip", "preprocessor_config.json", {"size": {"height": 32, "width": 32}}, "IMAGE_SIZE"),
+        ("blip", "preprocessor_config.json", {"do_rescale": False}, "IMAGE_RANGE"),
+        ("blip-2", "config.json", {"text_config": {"model_type": "t5"}}, "UNSUPPORTED"),
+        ("blip-2", "config.json", {"text_config": {"do_layer_norm_before": False}}, "UNSUPPORTED"),
+        ("vit-gpt2", "config.json", {"encoder": {"model_type": "deit"}}, "UNSUPPORTED"),
+        ("vit-gpt2", "config.json", {"decoder": {"scale_attn_by_inverse_layer_idx": True}}, "UNSUPPORTED"),
+    ],
+)
+def test_what_the_graphs_would_get_wrong_is_refused(
+    twins: Callable[[str], Checkpoint], name: str, file: str, changes: dict[str, Any], expected: str, tmp_path: Path
+) -> None:
+    other = edited(twins(name), tmp_path, file, changes)
+    assert reason(lambda: OPENERS[name](other)) == expected
+
+
+def test_weights_that_are_missing_or_of_another_size(twins: Callable[[str], Checkpoint], tmp_path: Path) -> None:
+    weight = "model.layers.1.mlp.down_proj.weight"
+    without = reweighted(twins("llama"), tmp_path / "without", lambda tensors: tensors.pop(weight))
+    assert reason(lambda: next(open_language_model(without).parts())) == "CHECKPOINT_INCOMPLETE"
+    smaller = reweighted(
+        twins("llama"), tmp_path / "smaller", lambda tensors: tensors.update({weight: tensors[weight][:-1].clone()})
+    )
+    assert reason(lambda: next(open_language_model(smaller).parts())) == "CHECKPOINT_CORRUPT"

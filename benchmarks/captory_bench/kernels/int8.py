@@ -121,7 +121,7 @@ def _written(family: Family, words: Tokenizer, decoder: Path, scenes: Scenes) ->
 
 
 def _decoded(spec: Any, decoder: Path, prompts: Sequence[Sequence[int]], cross: Any) -> list[list[int]]:
-    from captory_export.parity import decode_greedily
+    from captory_export.decoding import decode_greedily
 
     limits = {"max_new_tokens": spec.max_new_tokens, "max_positions": spec.max_positions, "eos_id": spec.eos_id}
     return decode_greedily(_runtime(decoder), prompts, cross=cross, **limits).ids

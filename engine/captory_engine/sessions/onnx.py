@@ -76,16 +76,20 @@ def cpu_fingerprint() -> str:
 def _load(model: ModelFolder, options: SessionOptions) -> Any:
     missing = set(options.providers) - set(ort.get_available_providers())
     if missing:
-        raise BadModel("PROVIDER_MISSING", f"This ONNX Runtime has no {', '.join(sorted(missing))}.")
+        words = f"This ONNX Runtime has no {', '.join(sorted(missing))}"
+        raise BadModel("PROVIDER_MISSING", f"{words}; NVIDIA's are in the package onnxruntime-gpu.")
     try:
-        return ort.InferenceSession(str(model.model_path), _session_options(options), _providers(options))
+        runtime = ort.InferenceSession(str(model.model_path), _session_options(options), _providers(options))
     except Exception as error:  # ONNX Runtime's errors share no base class
         raise BadModel("MODEL_UNREADABLE", f"ONNX Runtime cannot load model {model.name!r}.") from error
+    failed = set(options.providers) - set(runtime.get_providers())  # it goes on without them, on the CPU
+    if failed:
+        raise BadModel("PROVIDER_FAILED", f"ONNX Runtime cannot start {', '.join(sorted(failed))} on this machine.")
+    return runtime
 
 
 def _providers(options: SessionOptions) -> list[str | tuple[str, dict[str, str]]]:
-    own = {TENSORRT: (TENSORRT, tensorrt_options(options.tensorrt))}
-    return [own.get(name, name) for name in options.providers]
+    return [(name, tensorrt_options(options.tensorrt)) if name == TENSORRT else name for name in options.providers]
 
 
 def tensorrt_options(options: TensorRtOptions) -> dict[str, str]:

@@ -6,6 +6,7 @@ import os
 from dataclasses import dataclass, field
 from pathlib import Path
 
+CPU_PROVIDER = "CPUExecutionProvider"  # of ONNX Runtime
 TORCH_DTYPES = ("fp32", "fp16", "bf16")
 TENSORRT_PRECISIONS = ("graph", "fp16", "bf16")
 TORCH_COMPILE_MODES = ("default", "reduce-overhead", "max-autotune", "max-autotune-no-cudagraphs")
@@ -92,7 +93,7 @@ class SessionOptions:
     """
 
     num_threads: int = field(default_factory=available_cpus)
-    providers: tuple[str, ...] = ("CPUExecutionProvider",)
+    providers: tuple[str, ...] = (CPU_PROVIDER,)
     spin: bool = False
     torch: TorchOptions = TorchOptions()
     triton: TritonOptions = TritonOptions()

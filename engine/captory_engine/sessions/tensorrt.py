@@ -108,7 +108,8 @@ class EngineModule(nn.Module):
 
     @property
     def _stream(self) -> int:
-        return torch.cuda.current_stream(self._device).cuda_stream
+        handle: int = torch.cuda.current_stream(self._device).cuda_stream
+        return handle
 
     def _bind(self, shapes: Mapping[str, Shape]) -> Bound:
         context = self._engine.create_execution_context(trt.ExecutionContextAllocationStrategy.USER_MANAGED)

@@ -90,7 +90,9 @@ def load_plan(root: Path, key: Key) -> tuple[bytes, Record]:
     folder = engine_folder(root, key)
     record = _read(folder / RECORD)
     if record is None:
-        raise BadModel("ENGINE_MISSING", f"Model {key.model!r} has no engine for this machine{_others(root, key)}. {BUILD}.")
+        raise BadModel(
+            "ENGINE_MISSING", f"Model {key.model!r} has no engine for this machine{_others(root, key)}. {BUILD}."
+        )
     wrong = differences(record.key, key)
     if wrong:
         raise BadModel("ENGINE_MISMATCH", f"The engine in {str(folder)!r} is for {'; '.join(wrong)}. {BUILD}.")
@@ -103,9 +105,7 @@ def load_plan(root: Path, key: Key) -> tuple[bytes, Record]:
     return plan, record
 
 
-def save_plan(
-    root: Path, key: Key, plan: bytes | memoryview, profiles: list[dict[str, Shapes]], *, build_s: float
-) -> Record:
+def save_plan(root: Path, key: Key, plan: bytes, profiles: list[dict[str, Shapes]], *, build_s: float) -> Record:
     """Keep a plan and a record of it, in place of the key's older one. Raises `OSError`."""
     record = Record(key, hashlib.sha256(plan).hexdigest(), len(plan), build_s, profiles)
     folder = engine_folder(root, key)

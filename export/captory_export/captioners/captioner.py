@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-from tokenizers import Tokenizer
 from torch import Tensor, nn
 
 from captory_engine.errors import BadModel
@@ -21,7 +20,7 @@ from captory_export.decoding import CacheShape, Decoded, compare, decode_greedil
 from captory_export.exportable import Graph, Part
 from captory_export.made_up import made_up_images
 from captory_export.pretrained import decode_reference, load
-from captory_export.token_files import tokenizer_json
+from captory_export.token_files import encoder, tokenizer_json
 
 MAX_POSITIONS = 256  # what the engine keeps room for, in every slot
 MAX_NEW_TOKENS = 48
@@ -152,13 +151,13 @@ class Captioner:
         return load(self.model_class, self.checkpoint)
 
 
-def pixels_of(checkpoint: Checkpoint, size_px: int, mean: Channels, std: Channels) -> Pixels:
+def pixels_of(checkpoint: Checkpoint, size_px: int, mean: Sequence[float], std: Sequence[float]) -> Pixels:
     """How a model for squares of `size_px` takes images; `mean` and `std` are where its image processor tells none.
 
     Raises `BadModel` when the image processor makes something else than such squares of values in 0..1.
     """
     settings = checkpoint.settings("preprocessor_config.json")
-    size = settings.get("size", size_px)
+    size = settings.get("size") or size_px
     sides = list(size.values()) if isinstance(size, dict) else [size]
     if not isinstance(size_px, int) or any(side != size_px for side in sides):
         words = f"{checkpoint.name} takes images of {size_px} pixels, but its image processor makes {size}"
@@ -167,7 +166,7 @@ def pixels_of(checkpoint: Checkpoint, size_px: int, mean: Channels, std: Channel
         raise BadModel("IMAGE_RANGE", f"The image processor of {checkpoint.name} does not scale values to 0..1.")
     if not settings.get("do_normalize", True):
         return Pixels(size_px, (0.0, 0.0, 0.0), (1.0, 1.0, 1.0))
-    return Pixels(size_px, tuple(settings.get("image_mean", mean)), tuple(settings.get("image_std", std)))
+    return Pixels(size_px, tuple(settings.get("image_mean") or mean), tuple(settings.get("image_std") or std))
 
 
 def words_of(
@@ -178,8 +177,7 @@ def words_of(
     Raises `BadModel` when there is no tokenizer.
     """
     own, tokenizer = checkpoint.own_settings(), tokenizer_json(checkpoint.path)
-    leading = Tokenizer.from_buffer(tokenizer).encode(lead_in, add_special_tokens=False).ids
-    prefixes = own.get("prefixes", {"short": [bos_id], "long": [bos_id, *leading]})
+    prefixes = own.get("prefixes", {"short": [bos_id], "long": [bos_id, *encoder(tokenizer)(lead_in)]})
     max_positions = min(max_positions, MAX_POSITIONS)
     room = max_positions - max(map(len, prefixes.values()))
     max_new_tokens = min(own.get("max_new_tokens", MAX_NEW_TOKENS), room)

@@ -1,4 +1,4 @@
-"""The engines of a family: its graphs typed, profiled, built for this GPU and kept where the `tensorrt` backend looks."""
+"""The engines of a family: graphs typed, profiled, built for this GPU and kept where the `tensorrt` backend looks."""
 
 from __future__ import annotations
 
@@ -41,7 +41,8 @@ def build_family(
 
     Raises `BadModel` for a repository, a graph or a machine that does not allow it, and `OSError`.
     """
-    machine = _this_machine(options := options or TensorRtOptions())
+    options = options or TensorRtOptions()
+    machine = this_machine(options)
     located = find_family(repository, family)
     profiles = {name: checked_profiles(located.root, located.family, name) for name in located.family.models}
     return [
@@ -87,7 +88,7 @@ def _build(
 
     started_s = time.monotonic()
     with typed(model, key.precision) as graph:
-        plan = memoryview(build_plan(graph, profiles, machine_folder(root, key) / TIMING_CACHE))
+        plan = build_plan(graph, profiles, machine_folder(root, key) / TIMING_CACHE)
     return save_plan(root, key, plan, shapes, build_s=time.monotonic() - started_s)
 
 
@@ -126,10 +127,11 @@ def _shapes(spans: Sequence[Span]) -> Shapes:
     return least, best, largest
 
 
-def _this_machine(options: TensorRtOptions) -> Machine:
+def this_machine(options: TensorRtOptions) -> Machine:
+    """This machine. Raises `BadModel` where torch, TensorRT or the GPU is missing."""
     try:
-        from captory_engine.sessions.tensorrt import this_machine
+        from captory_engine.sessions.tensorrt import this_machine as machine_of
     except ModuleNotFoundError as error:
         words = f"Engines need the module {error.name!r}: pip install 'captory[tensorrt]', where an NVIDIA GPU is."
         raise BadModel("BACKEND_MISSING", words) from error
-    return this_machine(options.device)
+    return machine_of(options.device)

@@ -18,8 +18,8 @@ from captory_export.tensorrt.profiles import Profile
 MAX_CACHE_BYTES = 1 << 30
 
 
-def build_plan(graph: Path, profiles: Sequence[Profile], timing_cache: Path) -> Any:
-    """Build an engine of an ONNX file, whose external data lies beside it; returns what a file's `write` takes.
+def build_plan(graph: Path, profiles: Sequence[Profile], timing_cache: Path) -> bytes:
+    """Build an engine of an ONNX file, whose external data lies beside it.
 
     Kernels that the timing cache knows are not timed again; it is renewed. Raises `BadModel` where TensorRT takes not
     the graph, or finds no kernels for it; what it says of that stands on stderr.
@@ -36,7 +36,7 @@ def build_plan(graph: Path, profiles: Sequence[Profile], timing_cache: Path) -> 
     if plan is None:
         raise BadModel("ENGINE_BUILD", f"TensorRT {trt.__version__} builds no engine of {str(graph)!r}.")
     _keep_cache(config, timing_cache)
-    return plan
+    return bytes(plan)
 
 
 def _parse(parser: Any, graph: Path) -> None:
@@ -64,4 +64,4 @@ def _use_cache(config: Any, path: Path) -> None:
 
 def _keep_cache(config: Any, path: Path) -> None:
     with replacing(path) as draft:
-        draft.write_bytes(config.get_timing_cache().serialize())
+        draft.write_bytes(bytes(config.get_timing_cache().serialize()))

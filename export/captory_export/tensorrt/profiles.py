@@ -40,13 +40,17 @@ def profiles_of(model: ModelFolder, family: Family, rows: Span) -> list[Profile]
 
 
 def rows_of(curve: Curve | None, max_batch: int) -> Span:
-    """Rows a batch: best at the knee of the curve, at most what it was measured to."""
-    _, opt, most = Span(1, curve.knee, max(curve.ms_per_row)) if curve else UNMEASURED
+    """Rows a batch: best at the knee of the curve, at most what was measured, or twice that where it still paid."""
+    if curve is None:
+        _, opt, most = UNMEASURED
+    else:
+        opt, largest = curve.knee, max(curve.ms_per_row)
+        most = 2 * largest if opt == largest else largest
     return Span(1, min(opt, max_batch), min(most, max_batch))
 
 
 def measured_curves(family: Family) -> dict[str, Curve]:
-    """By model, what this user's profiles say of a GPU; another build's is no worse a hint."""
+    """By model, what this user's profiles say of a GPU: a hint, so those of other builds do as well."""
     known: dict[str, Curve] = {}
     for backend in MEASURED_ON:
         known = {curve.model: curve for curve in load(cache_path(family.name, backend, 1))} | known

@@ -11,7 +11,6 @@ from typing import Any
 
 import torch
 from jinja2 import TemplateError
-from tokenizers import Tokenizer
 from torch import Tensor, nn
 
 from captory_engine.errors import BadModel
@@ -21,7 +20,7 @@ from captory_export.decoder_graph import step_graph
 from captory_export.decoding import CacheShape, Decoded, compare, decode_greedily, joined, open_graph
 from captory_export.exportable import Part
 from captory_export.pretrained import decode_reference, generation_settings, load, read_config, refuse, special_ids
-from captory_export.token_files import fast_tokenizer, tokenizer_json
+from captory_export.token_files import encoder, fast_tokenizer, tokenizer_json
 
 MAX_POSITIONS = 1024  # what the engine keeps room for, in every slot
 MAX_NEW_TOKENS = 96
@@ -163,14 +162,9 @@ class LanguageModel:
 
     def _prompts(self) -> list[list[int]]:
         """The examples as the engine puts them: the template's two sides and the text are encoded apart."""
-        tokenizer = Tokenizer.from_buffer(self.tokenizer)
-
-        def encode(task: str, text: str) -> list[int]:
-            before, _, after = self.templates[task].partition("{text}")
-            pieces = (tokenizer.encode(piece, add_special_tokens=False).ids for piece in (before, text, after))
-            return [one for ids in pieces for one in ids]
-
-        return [encode(task, text) for task, text in self.examples]
+        encode = encoder(self.tokenizer)
+        sides = [(self.templates[task].partition("{text}"), text) for task, text in self.examples]
+        return [[*encode(before), *encode(text), *encode(after)] for (before, _, after), text in sides]
 
     def _load(self) -> Any:
         from transformers import AutoModelForCausalLM
@@ -186,8 +180,10 @@ def open_language_model(checkpoint: Checkpoint) -> LanguageModel:
     refuse(
         checkpoint, {"sliding-window attention": slides, f"rotary positions of type {rope}": rope not in FIXED_ROPES}
     )
-    sampling = {"temperature": TEMPERATURE, "top_k": TOP_K, **generation_settings(checkpoint), **own}
+    told = {key: value for key, value in generation_settings(checkpoint).items() if value is not None}
+    sampling = {"temperature": TEMPERATURE, "top_k": TOP_K, **told, **own}
     eos_id = _end(special_ids(checkpoint, "eos_token_id", config), tokenizer.eos_token_id)
+    pad_id = eos_id if config.pad_token_id is None or config.pad_token_id < 0 else config.pad_token_id
     max_positions = min(config.max_position_embeddings, MAX_POSITIONS)
     head_dim = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
     return LanguageModel(
@@ -195,7 +191,7 @@ def open_language_model(checkpoint: Checkpoint) -> LanguageModel:
         architecture=config.model_type,
         tokenizer=tokenizer_json(checkpoint.path),
         eos_id=eos_id,
-        pad_id=eos_id if config.pad_token_id is None else config.pad_token_id,
+        pad_id=pad_id,
         templates=own.get("templates") or {"rewrite": _rewriting(checkpoint, tokenizer)},
         examples=own.get("examples", EXAMPLES),
         max_new_tokens=own.get("max_new_tokens", min(MAX_NEW_TOKENS, max_positions // 2)),
