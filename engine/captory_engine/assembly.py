@@ -26,7 +26,14 @@ from captory_engine.profiles import cache_path, measured
 from captory_engine.repository import open_model
 from captory_engine.scheduler import Profile
 from captory_engine.sessions.base import Session
-from captory_engine.sessions.options import SessionOptions, TorchOptions, TritonOptions, available_cpus
+from captory_engine.sessions.options import (
+    CPU_PROVIDER,
+    SessionOptions,
+    TensorRtOptions,
+    TorchOptions,
+    TritonOptions,
+    available_cpus,
+)
 from captory_engine.sessions.registry import open_session
 from captory_engine.stages import Captioner, Painter, Rewritten, Writer, schedule_of
 from captory_engine.tokenizer import PromptTokenizer, Tokenizer
@@ -54,8 +61,10 @@ class EngineConfig:
     limits: Limits = field(default_factory=Limits)
     profiles: dict[str, Profile] | None = None
     measure: bool = False
+    providers: tuple[str, ...] = (CPU_PROVIDER,)
     torch: TorchOptions = field(default_factory=TorchOptions)
     triton: TritonOptions = field(default_factory=TritonOptions)
+    tensorrt: TensorRtOptions = field(default_factory=TensorRtOptions)
 
 
 # Where nothing was measured: small graphs, one CPU core a lane. Costs are milliseconds a row.
@@ -86,7 +95,13 @@ async def open_pipeline(config: EngineConfig) -> Pipeline:
 def open_sessions(root: Path, family: Family, config: EngineConfig) -> dict[str, Session]:
     """A session for each model. Raises `BadModel`, and `Unreachable` for a remote backend that does not answer."""
     num_threads = max(1, (config.num_threads or available_cpus()) // num_lanes(config))
-    options = SessionOptions(num_threads=num_threads, torch=config.torch, triton=config.triton)
+    options = SessionOptions(
+        num_threads=num_threads,
+        providers=config.providers,
+        torch=config.torch,
+        triton=config.triton,
+        tensorrt=config.tensorrt,
+    )
     return {
         name: open_session(_backend_of(name, family, config), open_model(root, name), options)
         for name in family.models
@@ -106,7 +121,7 @@ def num_lanes(config: EngineConfig) -> int:
     """
     if config.num_lanes:
         return config.num_lanes
-    if config.backend == "onnx":
+    if config.backend == "onnx" and config.providers[0] == CPU_PROVIDER:
         return config.num_threads or available_cpus()
     return REMOTE_LANES if config.backend == "triton" else 1
 

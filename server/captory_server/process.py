@@ -55,8 +55,10 @@ async def open_engine(settings: Settings) -> Pipeline:
             num_lanes=settings.lanes,
             measure=settings.measure,
             limits=settings.limits,
+            providers=settings.providers,
             torch=settings.torch,
             triton=settings.triton,
+            tensorrt=settings.tensorrt,
         )
     )
 

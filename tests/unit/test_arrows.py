@@ -41,6 +41,7 @@ OPTIONAL = {
     "safetensors",
     "datasets",
     "ray",
+    "tensorrt",
 }
 WITHOUT_EXTRAS = ("captory_proto", "captory_data", "captory_engine", "captory_server", "captory_client")
 
@@ -120,6 +121,6 @@ def test_no_module_of_the_main_job_needs_an_extra(package: str) -> None:
     modules = [
         ".".join((package, *path.relative_to(package_root(package)).with_suffix("").parts)).removesuffix(".__init__")
         for path in sources(package)
-        if path.name != "__main__.py" and not path.name.startswith("torch")  # the backend that is an extra
+        if path.name not in ("__main__.py", "tensorrt.py") and not path.name.startswith("torch")  # backends that are extras
     ]
     assert not loaded_after("\n".join(f"import {module}" for module in modules)) & OPTIONAL

@@ -101,7 +101,7 @@ def test_down_and_up_again_and_closed() -> None:
 def test_registry_opens_each_backend_on_the_same_folder(tmp_path: Path) -> None:
     write_scaler(tmp_path)
     model = open_model(tmp_path, "scaler")
-    for backend in set(registry.BACKENDS) - {"torch"}:  # which opens a checkpoint's folder instead
+    for backend in ("onnx", "fake"):  # torch opens a checkpoint's folder, triton asks a server, tensorrt has engines
         session = registry.open_session(backend, model, SessionOptions(num_threads=1))
         assert session.run(scaler_inputs(2))["y"].shape == (2, 2, 3)
         assert (session.name, session.digest, session.max_batch) == ("scaler", model.digest, 4)
