@@ -34,7 +34,7 @@ class _Section(BaseModel):
 class Captioner(_Section):
     """An image captioner: a vision encoder and a token decoder that starts from a prefix."""
 
-    architecture: Literal["blip"]
+    architecture: Literal["blip", "blip-2", "vit-gpt2"]
     vision: ModelName
     decoder: ModelName
     tokenizer: ModelFile
@@ -63,7 +63,7 @@ class Captioner(_Section):
 class Writer(_Section):
     """A language model that rewrites captions; each template holds `{text}` once, among special tokens and words."""
 
-    architecture: Literal["qwen2"]
+    architecture: Literal["qwen2", "llama"]
     decoder: ModelName
     tokenizer: ModelFile
     eos_id: TokenId
