@@ -15,7 +15,7 @@ import typer
 from typer.core import TyperCommand, TyperGroup
 
 GROUP = "captory.commands"
-ORDER = ("demo", "run", "reproduce", "verify", "serve", "models", "bench", "eval")
+ORDER = ("demo", "run", "reproduce", "verify", "serve", "models", "export", "bench", "eval")
 LogLevel = StrEnum("LogLevel", ["debug", "info", "warning", "error"])
 
 

@@ -1,7 +1,7 @@
 """fp32 to a half type in a graph, node by node.
 
-ONNX Runtime's own converter rounds whatever passes from one node that stays fp32 to the next, angles among it, and makes
-two nodes of one name where both take the same value; so this is ours.
+ONNX Runtime's own converter rounds whatever passes from one node that stays fp32 to the next, angles among it, and
+makes two nodes of one name where both take the same value; so this is ours.
 """
 
 from __future__ import annotations

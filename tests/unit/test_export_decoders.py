@@ -21,7 +21,20 @@ pytest.importorskip("onnxscript")
 pytest.importorskip("onnxruntime")
 
 from safetensors.torch import load_file, save_file  # noqa: E402
-from tokenizers import Tokenizer, models, pre_tokenizers  # noqa: E402
+from word_twins import (  # noqa: E402
+    BOS_ID,
+    CAPTIONERS,
+    EOS_ID,
+    LLAMA3,
+    MAKERS,
+    MAX_POSITIONS,
+    OWN_SETTINGS,
+    PAD_ID,
+    VOCAB,
+    WORDS,
+    qwen2,
+    save,
+)
 
 from captory_engine import family  # noqa: E402
 from captory_engine.errors import BadModel  # noqa: E402
@@ -43,93 +56,14 @@ from captory_export.precision import Precision, faults  # noqa: E402
 from captory_export.writers.language_model import COMPLETION, REQUEST, LanguageModelGraph, open_language_model  # noqa: E402
 
 Feed = dict[str, NDArray[Any]]
-PAD_ID, BOS_ID, EOS_ID = range(3)
-SPECIAL = {"pad_token": "<pad>", "bos_token": "<bos>", "eos_token": "<eos>", "unk_token": "<unk>"}
-WORDS = [*SPECIAL.values(), "a", "detailed", "photo", "of", "red", "dog", "on", "grass", "in", "other", "words"]
-VOCAB, MAX_POSITIONS = 50, 24
 PROMPTS = [[1, 7], [1, 9, 30, 31, 8], [1], [1, 12, 13, 14, 15, 16, 17, 18]]
-SHAPE = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 48}
-SQUARE = {"image_size": 16, "patch_size": 8}
-ENDS = {"bos_token_id": BOS_ID, "eos_token_id": EOS_ID, "pad_token_id": PAD_ID}
-LLAMA3 = {
-    "rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0,
-    "original_max_position_embeddings": 16,
-}  # fmt: skip
 LONGROPE = {"rope_type": "longrope", "factor": 2.0, "short_factor": [1.0] * 8, "long_factor": [2.0] * 8}
-
-
-def blip() -> Any:
-    text = {
-        **SHAPE, **ENDS, "vocab_size": VOCAB, "max_position_embeddings": MAX_POSITIONS, "sep_token_id": EOS_ID,
-        "encoder_hidden_size": 32, "projection_dim": 32,
-    }  # fmt: skip
-    vision = {**SHAPE, **SQUARE, "projection_dim": 32}
-    config = transformers.BlipConfig(
-        text_config=text, vision_config=vision, projection_dim=32, image_text_hidden_size=32
-    )
-    return transformers.BlipForConditionalGeneration(config)
-
-
-def blip2() -> Any:
-    text = {
-        **SHAPE, **ENDS, "model_type": "opt", "vocab_size": VOCAB, "ffn_dim": 48,
-        "max_position_embeddings": MAX_POSITIONS,
-    }  # fmt: skip
-    qformer = {**SHAPE, "hidden_size": 24, "vocab_size": 8, "max_position_embeddings": 8}
-    config = transformers.Blip2Config(
-        text_config=text, vision_config={**SHAPE, **SQUARE}, qformer_config=qformer, num_query_tokens=4
-    )
-    return transformers.Blip2ForConditionalGeneration(config)
-
-
-def vit_gpt2() -> Any:
-    vision = transformers.ViTConfig(**{**SHAPE, **SQUARE, "hidden_size": 24})
-    text = transformers.GPT2Config(
-        vocab_size=VOCAB, n_embd=32, n_layer=2, n_head=4, n_positions=MAX_POSITIONS, bos_token_id=BOS_ID,
-        eos_token_id=EOS_ID,
-    )  # fmt: skip
-    join = transformers.VisionEncoderDecoderConfig.from_encoder_decoder_configs
-    config = join(vision, text, decoder_start_token_id=BOS_ID, eos_token_id=EOS_ID, pad_token_id=PAD_ID)
-    return transformers.VisionEncoderDecoderModel(config=config)
-
-
-def qwen2(**settings: Any) -> Any:
-    config = transformers.Qwen2Config(
-        **{**SHAPE, **ENDS, "vocab_size": VOCAB, "num_key_value_heads": 2, "max_position_embeddings": 64, **settings}
-    )
-    return transformers.Qwen2ForCausalLM(config)
-
-
-def llama() -> Any:
-    config = transformers.LlamaConfig(
-        **SHAPE, **ENDS, vocab_size=VOCAB, num_key_value_heads=2, head_dim=16, max_position_embeddings=64,
-        rope_theta=100.0, rope_scaling=dict(LLAMA3), attention_bias=True, mlp_bias=True,
-    )  # fmt: skip
-    return transformers.LlamaForCausalLM(config)
-
-
-MAKERS: dict[str, Callable[[], Any]] = {
-    "blip": blip,
-    "blip-2": blip2,
-    "vit-gpt2": vit_gpt2,
-    "qwen2": qwen2,
-    "llama": llama,
-}
 OPENERS: dict[str, Callable[[Checkpoint], Any]] = {
     "blip": open_blip,
     "blip-2": open_blip2,
     "vit-gpt2": open_vit_gpt2,
     "qwen2": open_language_model,
     "llama": open_language_model,
-}
-CAPTIONERS = ("blip", "blip-2", "vit-gpt2")
-WRITERS = ("qwen2", "llama")
-OWN_SETTINGS = {  # what a writer says that was made for Captory
-    "templates": {"rewrite": "<bos>{text} in other words"},
-    "examples": [["rewrite", "a red dog"], ["rewrite", "a"], ["rewrite", "a detailed photo of a red dog on grass"]],
-    "max_new_tokens": 12,
-    "temperature": 0.8,
-    "top_k": 20,
 }
 
 
@@ -146,7 +80,7 @@ def twins(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Checkpoin
 
     def twin(name: str) -> Checkpoint:
         if name not in made:
-            made[name] = save(name, tmp_path_factory.mktemp(name))
+            made[name] = Checkpoint(save(name, tmp_path_factory.mktemp(name)), name, "revision", "")
         return made[name]
 
     return twin
@@ -166,26 +100,6 @@ def exports(twins: Callable[[str], Checkpoint], tmp_path_factory: pytest.TempPat
         return made[name]
 
     return exported
-
-
-def save(name: str, folder: Path) -> Checkpoint:
-    torch.manual_seed(0)
-    model = MAKERS[name]()
-    with torch.no_grad():  # as wide as trained ones, and no bias is nothing
-        for parameter in model.parameters():
-            noise = torch.randn_like(parameter)
-            parameter.copy_(parameter + 0.1 * noise if parameter.ndim == 1 else 0.4 * noise)
-    model.save_pretrained(folder, safe_serialization=True)
-    words = [*WORDS, *(f"w{index}" for index in range(len(WORDS), VOCAB))]
-    tokenizer = Tokenizer(models.WordLevel({word: index for index, word in enumerate(words)}, unk_token="<unk>"))
-    tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
-    transformers.PreTrainedTokenizerFast(tokenizer_object=tokenizer, **SPECIAL).save_pretrained(folder)
-    if name in CAPTIONERS:
-        size: Any = 16 if name == "vit-gpt2" else {"height": 16, "width": 16}
-        (folder / "preprocessor_config.json").write_text(json.dumps({"size": size}))
-    if name == "qwen2":
-        (folder / "captory.json").write_text(json.dumps(OWN_SETTINGS))
-    return Checkpoint(folder, name, "revision", "")
 
 
 def edited(checkpoint: Checkpoint, folder: Path, file: str, changes: dict[str, Any]) -> Checkpoint:

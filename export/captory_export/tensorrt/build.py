@@ -24,8 +24,7 @@ from captory_engine.sessions.tensorrt_plans import (
     machine_folder,
     save_plan,
 )
-from captory_export.conversions import to_fp16
-from captory_export.tensorrt.bf16 import to_bf16
+from captory_export.conversions import to_bf16, to_fp16
 from captory_export.tensorrt.profiles import Profile, Span, check_profiles, measured_curves, profiles_of, rows_of
 
 CONVERSIONS: dict[str, Callable[[Path], None]] = {"fp16": to_fp16, "bf16": to_bf16}
