@@ -5,6 +5,7 @@
 #   make ci     lint, test and test-triton, as .ci/run does
 #   make triton serve the model repository with a real Triton on the CPU, until Ctrl-C
 #   make test-triton   the tests against that Triton
+#   make test-full-size   Stable Diffusion 1.5 and BLIP-base with random weights, exported and served (20 minutes)
 #   make bench  every benchmark at small sizes, and one table of all targets (40 minutes on two cores)
 #   make bench-full   the long sweeps and load runs, and docs/performance.md from their figures
 #   make gpu-bench   what a GPU reaches, inside 8 minutes: benchmarks/captory_bench/gpu
@@ -22,7 +23,7 @@ PIP_FLAGS := --quiet --disable-pip-version-check
 TORCH_INDEX ?=
 TORCH := torch==2.13.0
 
-.PHONY: demo test test-triton triton lint ci format stubs bench bench-full gpu-bench gpu-export eval triton-env clean
+.PHONY: demo test test-triton test-full-size triton lint ci format stubs bench bench-full gpu-bench gpu-export eval triton-env clean
 
 demo: $(VENV)/.ready
 	$(VENV)/bin/captory demo --out demo-out
@@ -32,6 +33,9 @@ test: $(DEV)/.ready
 
 test-triton: $(DEV)/.ready $(TRITON)/.ready
 	$(DEV)/bin/python -m pytest -m triton
+
+test-full-size: $(DEV)/.ready $(TRITON)/.ready
+	CAPTORY_FULL_SIZE=1 $(DEV)/bin/python -m pytest -s tests/e2e/test_export_full_size.py
 
 triton: $(VENV)/.ready $(TRITON)/.ready
 	$(VENV)/bin/python -m captory_export.triton

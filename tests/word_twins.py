@@ -94,7 +94,11 @@ OWN_SETTINGS = {  # what a writer says that was made for Captory
 def save(name: str, folder: Path) -> Path:
     """Write a checkpoint of that name in `MAKERS`."""
     torch.manual_seed(0)
-    model = MAKERS[name]()
+    return finish(name, MAKERS[name](), folder)
+
+
+def finish(name: str, model: Any, folder: Path, size_px: int = 16) -> Path:
+    """Write a model with other weights, a tokenizer, and what is told of images."""
     with torch.no_grad():  # as wide as trained ones, and no bias is nothing
         for parameter in model.parameters():
             noise = torch.randn_like(parameter)
@@ -105,7 +109,7 @@ def save(name: str, folder: Path) -> Path:
     tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
     transformers.PreTrainedTokenizerFast(tokenizer_object=tokenizer, **SPECIAL).save_pretrained(folder)
     if name in CAPTIONERS:
-        size: Any = 16 if name == "vit-gpt2" else {"height": 16, "width": 16}
+        size: Any = size_px if name == "vit-gpt2" else {"height": size_px, "width": size_px}
         (folder / "preprocessor_config.json").write_text(json.dumps({"size": size}))
     if name == "qwen2":
         (folder / "captory.json").write_text(json.dumps(OWN_SETTINGS))
