@@ -94,15 +94,16 @@ OWN_SETTINGS = {  # what a writer says that was made for Captory
 def save(name: str, folder: Path) -> Path:
     """Write a checkpoint of that name in `MAKERS`."""
     torch.manual_seed(0)
-    return finish(name, MAKERS[name](), folder)
-
-
-def finish(name: str, model: Any, folder: Path, size_px: int = 16) -> Path:
-    """Write a model with other weights, a tokenizer, and what is told of images."""
+    model = MAKERS[name]()
     with torch.no_grad():  # as wide as trained ones, and no bias is nothing
         for parameter in model.parameters():
             noise = torch.randn_like(parameter)
             parameter.copy_(parameter + 0.1 * noise if parameter.ndim == 1 else 0.4 * noise)
+    return write(name, model, folder)
+
+
+def write(name: str, model: Any, folder: Path, size_px: int = 16) -> Path:
+    """Write a model with a tokenizer, and what is told of images."""
     model.save_pretrained(folder, safe_serialization=True)
     words = [*WORDS, *(f"w{index}" for index in range(len(WORDS), VOCAB))]
     tokenizer = Tokenizer(models.WordLevel({word: index for index, word in enumerate(words)}, unk_token="<unk>"))

@@ -103,8 +103,7 @@ def open_sessions(root: Path, family: Family, config: EngineConfig) -> dict[str,
         tensorrt=config.tensorrt,
     )
     return {
-        name: open_session(_backend_of(name, family, config), open_model(root, name), options)
-        for name in family.models
+        name: open_session(_backend_of(name, family, config), open_model(root, name), options) for name in family.models
     }
 
 

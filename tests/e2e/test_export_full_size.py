@@ -46,7 +46,7 @@ pytestmark = [
 def repository(tmp_path_factory: pytest.TempPathFactory) -> Path:
     root = tmp_path_factory.mktemp("full-size")
     torch.manual_seed(0)
-    word_twins.finish("blip", transformers.BlipForConditionalGeneration(blip_base()), root / "captioner", size_px=384)
+    word_twins.write("blip", transformers.BlipForConditionalGeneration(blip_base()), root / "captioner", size_px=384)
     painter_twins.stable_diffusion_15(root / "painter", SIZE_PX)
     wanted = Wanted(str(root / "captioner"), "", str(root / "painter"), name="full")
     export_family(wanted, root / "models", print)

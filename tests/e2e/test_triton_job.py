@@ -56,8 +56,12 @@ async def test_images_are_those_of_the_embedded_engine(
         assert fate.prompt == expected[key].prompt
         np.testing.assert_allclose(fate.pixels, expected[key].pixels, atol=TOLERANCE, err_msg=key)
     assert pipeline.device.counts["denoise"].useful_rows > 3 * pipeline.device.counts["denoise"].batches
-    left = [path for path in Path("/dev/shm").glob("captory-*") if "triton" not in path.name]
-    assert left == []
+    assert regions() == []
+
+
+def regions() -> list[Path]:
+    """Shared memory that is ours."""
+    return [path for path in Path("/dev/shm").glob("captory-*") if "triton" not in path.name]
 
 
 def test_a_folder_becomes_a_dataset(address: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -121,6 +121,6 @@ def test_no_module_of_the_main_job_needs_an_extra(package: str) -> None:
     modules = [
         ".".join((package, *path.relative_to(package_root(package)).with_suffix("").parts)).removesuffix(".__init__")
         for path in sources(package)
-        if path.name not in ("__main__.py", "tensorrt.py") and not path.name.startswith("torch")  # backends that are extras
+        if path.name not in ("__main__.py", "tensorrt.py") and not path.name.startswith("torch")  # extras
     ]
     assert not loaded_after("\n".join(f"import {module}" for module in modules)) & OPTIONAL

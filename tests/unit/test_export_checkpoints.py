@@ -111,9 +111,14 @@ def test_a_repository_appears_as_a_whole(tmp_path: Path) -> None:
 
 def test_an_error_leaves_nothing(tmp_path: Path) -> None:
     out = tmp_path / "repository"
-    with pytest.raises(ValueError, match="broke"), published(out, 1) as staging:
-        (staging / "file").write_text("x")
-        raise ValueError("broke")
+
+    def publish() -> None:
+        with published(out, 1) as staging:
+            (staging / "file").write_text("x")
+            raise ValueError("broke")
+
+    with pytest.raises(ValueError, match="broke"):
+        publish()
     assert list(tmp_path.iterdir()) == []
 
 

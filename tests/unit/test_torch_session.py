@@ -62,7 +62,8 @@ def inputs_of(rows: int) -> dict[str, Any]:
 
 def task(seed: int, steps: int, scale: float, sampler: str = "euler") -> DenoiseTask:
     text = np.full((3, 5), seed / 10, np.float32)
-    return DenoiseTask(make_plan(NoiseSchedule(), sampler, steps, scale > 1), seed, SHAPE, {TEXT: text}, {TEXT: text * 0}, scale)
+    plan = make_plan(NoiseSchedule(), sampler, steps, scale > 1)
+    return DenoiseTask(plan, seed, SHAPE, {TEXT: text}, {TEXT: text * 0}, scale)
 
 
 def run_to_the_end(engine: Denoiser, tasks: list[DenoiseTask]) -> int:

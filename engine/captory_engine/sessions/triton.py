@@ -64,9 +64,7 @@ class TritonSession:
             self._link.ask(lambda _: regions.close())
         self._link.close()
 
-    async def _infer(
-        self, client: InferenceServerClient, inputs: Mapping[str, Array], batch: int
-    ) -> dict[str, Array]:
+    async def _infer(self, client: InferenceServerClient, inputs: Mapping[str, Array], batch: int) -> dict[str, Array]:
         tensors = {name: self._on_the_wire(name, array, batch) for name, array in inputs.items()}
         if self._regions is None:
             return await self._send(client, tensors, batch)
@@ -76,9 +74,7 @@ class TritonSession:
             self._regions.forget()
             raise
 
-    async def _send(
-        self, client: InferenceServerClient, tensors: Mapping[str, Array], batch: int
-    ) -> dict[str, Array]:
+    async def _send(self, client: InferenceServerClient, tensors: Mapping[str, Array], batch: int) -> dict[str, Array]:
         """Everything goes over the wire."""
         asked = [InferRequestedOutput(spec.name) for spec in self.outputs]
         given = [_tensor(name, array) for name, array in tensors.items()]
