@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager, contextmanager
 from dataclasses import replace
@@ -10,6 +11,7 @@ from dataclasses import replace
 from captory_engine.errors import Exhausted, Expired, InvalidInput
 from captory_engine.items import Item, Stage
 from captory_server.gate import Gate
+from captory_server.pace import Pace
 from captory_server.ports import Pipeline
 
 RETRY_AFTER_S = 1.0
@@ -36,6 +38,7 @@ class Admission:
         self._room = Gate(max_queued_price)
         self._input_room = Gate(max_input_bytes)
         self._places = Gate(pipeline.info.limits.max_items)
+        self._pace = Pace(time.monotonic)
         self.num_admitted = 0
         self.num_released = 0
 
@@ -56,15 +59,18 @@ class Admission:
 
     @asynccontextmanager
     async def at_once(self, item: Item) -> AsyncIterator[Item]:
-        """Take the item now or refuse it."""
+        """Take the item now or refuse it, also when it would not be done before its deadline."""
         self._check(item)
-        if not self._room.try_enter(price(item)):
+        units, deadline_s = price(item), item.parameters.deadline_s
+        if deadline_s is not None and not self._pace.admits(units, deadline_s):
+            raise Exhausted("TOO_LATE", "the server is too busy for this deadline", retry_after_s=RETRY_AFTER_S)
+        if not self._room.try_enter(units):
             raise Exhausted("NO_ROOM", "the server is full", retry_after_s=RETRY_AFTER_S)
         try:
-            with self._place(), self._counted():
+            with self._place(), self._counted(), self._pace.holding(units, deadline_s):
                 yield item
         finally:
-            self._room.leave(price(item))
+            self._room.leave(units)
 
     async def _enter(self, item: Item, held: list[tuple[Gate, int]]) -> None:
         """Take all that the item needs, one after another; `held` is what it has, whatever happens."""

@@ -18,7 +18,7 @@ from captory_client.client import Client
 from captory_client.errors import ClientError
 from captory_proto.v1 import captory_pb2 as pb
 
-REFUSED = "RESOURCE_EXHAUSTED"
+REFUSED, EXPIRED = "RESOURCE_EXHAUSTED", "DEADLINE_EXCEEDED"
 
 
 class Answer(NamedTuple):
@@ -55,10 +55,14 @@ class Load:
         """The calls that gave an image."""
         return [one for one in self.answers if one.image is not None]
 
+    def num_late(self, bound_s: float) -> int:
+        """Calls that ran out of their time, or whose image came later than the bound."""
+        return sum(one.code == EXPIRED or (one.image is not None and one.latency_s > bound_s) for one in self.answers)
+
     @property
     def num_failed(self) -> int:
-        """Calls that gave neither an image nor a refusal."""
-        return sum(bool(one.code) and one.code != REFUSED for one in self.answers)
+        """Calls that gave neither an image nor a refusal, and did not run out of their time."""
+        return sum(bool(one.code) and one.code not in (REFUSED, EXPIRED) for one in self.answers)
 
     @property
     def p99_s(self) -> float:
@@ -67,20 +71,29 @@ class Load:
         return float(np.percentile(latencies, 99)) if latencies else float("inf")
 
 
-async def offer(address: str, jobs: Sequence[Painting], arrivals_s: Sequence[float], seconds: float) -> Load:
-    """Make the calls, which are due over `seconds`, and wait for all answers."""
+async def offer(
+    address: str,
+    jobs: Sequence[Painting],
+    arrivals_s: Sequence[float],
+    seconds: float,
+    deadline_s: float | None = None,
+) -> Load:
+    """Make the calls, which are due over `seconds`, and wait for all answers, for each at most `deadline_s`."""
     async with Client(address) as client:
         await client.server_info()
         started_s = time.perf_counter()
-        calls = [_call(client, job, at_s, started_s) for job, at_s in zip(jobs, arrivals_s, strict=True)]
+        pairs = zip(jobs, arrivals_s, strict=True)
+        calls = [_call(client, job, at_s, started_s, deadline_s) for job, at_s in pairs]
         return Load(seconds, list(await asyncio.gather(*calls)))
 
 
-async def _call(client: Client, job: Painting, at_s: float, started_s: float) -> Answer:
+async def _call(client: Client, job: Painting, at_s: float, started_s: float, deadline_s: float | None) -> Answer:
     due_s = started_s + at_s
     await asyncio.sleep(due_s - time.perf_counter())
+    if deadline_s is not None:
+        deadline_s = max(0.0, due_s + deadline_s - time.perf_counter())
     try:
-        [image] = await client.generate(job.prompt, steps=job.steps, seed=job.seed)
+        [image] = await client.generate(job.prompt, steps=job.steps, seed=job.seed, deadline_s=deadline_s)
     except ClientError as error:
         return Answer(at_s, time.perf_counter() - due_s, error.code, job)
     return Answer(at_s, time.perf_counter() - due_s, "", job, image)

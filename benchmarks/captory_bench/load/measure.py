@@ -129,7 +129,8 @@ class _Bench:
         """One round: the found rate and multiples of it; every other round the other way round."""
         loads = {}
         for multiple in MULTIPLES if index % 2 == 0 else reversed(MULTIPLES):
-            load = await self._offer(served, multiple * rate_per_s, self.settings.seconds, 10 * index + multiple)
+            rate, seconds, bound_s = multiple * rate_per_s, self.settings.seconds, self.settings.bound_s
+            load = await self._offer(served, rate, seconds, 10 * index + multiple, deadline_s=bound_s)
             loads[multiple] = load
             self._check(f"goodput at {multiple} x", *kept(load.painted, NUM_SAMPLES))
             self.say(
@@ -148,10 +149,13 @@ class _Bench:
         self.say(f"server at {rate_per_s:.2f}/s: p99 {verdict.p99_s:.2f} s")
         return verdict
 
-    async def _offer(self, served: Served, rate_per_s: float, seconds: float, scenes: int) -> Load:
+    async def _offer(
+        self, served: Served, rate_per_s: float, seconds: float, scenes: int, deadline_s: float | None = None
+    ) -> Load:
         num = max(1, round(rate_per_s * seconds))
         jobs = _jobs(num, POISSON + scenes, self.measured.steps)
-        return await offer(served.address, jobs, poisson_arrivals_within(seconds, num, seed=scenes), seconds)
+        arrivals_s = poisson_arrivals_within(seconds, num, seed=scenes)
+        return await offer(served.address, jobs, arrivals_s, seconds, deadline_s)
 
     async def _loadgen(self, scenario: str, served: Served, rate_per_s: float, seconds: float) -> Verdict:
         verdict = await run_loadgen(

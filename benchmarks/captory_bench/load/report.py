@@ -81,7 +81,7 @@ def _load(load: Load, bound_s: float) -> dict[str, Any]:
         "sent": len(load.answers),
         "seconds": load.seconds,
         "goodput_per_s": load.goodput_per_s(bound_s),
-        "late": sum(one.latency_s > bound_s for one in load.painted),
+        "late": load.num_late(bound_s),
         "refused": len(load.refusals_s),
         "failed": load.num_failed,
         "p99_s": load.p99_s,

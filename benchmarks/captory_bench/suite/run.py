@@ -37,14 +37,14 @@ class Part(NamedTuple):
 # What batch sizes pay is measured first: the servers of the others use it.
 PARTS = (
     Part("profile", 80),
-    Part("serve", 300, ("--images", "96", "--steps", "8"), ("--images", "256")),
-    Part("sharing", 300, (), ("--images", "512", "--interactive", "60")),
-    Part("guidance", 80, (), ("--full",)),
-    Part("load", 290, ("--steps", "8"), ("--full",)),
+    Part("serve", 280, ("--images", "96", "--steps", "8"), ("--images", "256")),
+    Part("sharing", 260, (), ("--images", "512", "--interactive", "60")),
+    Part("guidance", 70, (), ("--full",)),
+    Part("load", 280, ("--steps", "8"), ("--full",)),
     Part("growth", 120, (), ("--full",)),
     Part("peers", 960, ("--only", "diffusers,diffusers-1,litserve,ray,triton"), ("--full",)),
-    Part("orchestrator", 160, (), ("--full",)),
-    Part("kernels", 110),
+    Part("orchestrator", 240, (), ("--full",)),
+    Part("kernels", 105),
 )
 
 
