@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -102,9 +103,13 @@ def open_sessions(root: Path, family: Family, config: EngineConfig) -> dict[str,
         triton=config.triton,
         tensorrt=config.tensorrt,
     )
-    return {
-        name: open_session(_backend_of(name, family, config), open_model(root, name), options) for name in family.models
-    }
+    sessions: dict[str, Session] = {}
+    with ExitStack() as unless_all_open:
+        for name in family.models:
+            sessions[name] = open_session(_backend_of(name, family, config), open_model(root, name), options)
+            unless_all_open.callback(sessions[name].close)
+        unless_all_open.pop_all()
+    return sessions
 
 
 def _backend_of(name: str, family: Family, config: EngineConfig) -> str:
@@ -150,10 +155,11 @@ def _build(
 
 def _prompt_tokenizers(root: Path, family: Family) -> dict[str, PromptTokenizer]:
     """By the text encoder's input, the first of them the one that counts a prompt's tokens."""
-    texts = {"input_ids": family.painter, **{text.input: text for text in family.painter.further_text}}
+    first = family.painter
+    texts = [("input_ids", first.tokenizer, first.max_tokens, first.pad_id)]
+    texts += [(text.input, text.tokenizer, text.max_tokens, text.pad_id) for text in first.further_text]
     return {
-        name: PromptTokenizer(Tokenizer(root / text.tokenizer), text.max_tokens, text.pad_id)
-        for name, text in texts.items()
+        name: PromptTokenizer(Tokenizer(root / file), max_tokens, pad_id) for name, file, max_tokens, pad_id in texts
     }
 
 

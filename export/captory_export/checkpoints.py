@@ -47,7 +47,7 @@ class Checkpoint(NamedTuple):
 def find(reference: str) -> Checkpoint:
     """A checkpoint by its reference. Raises `BadModel` with what to do for whatever cannot or must not be read."""
     folder = Path(reference)
-    if folder.is_dir():
+    if reference and folder.is_dir():
         inspect(folder)
         _refuse_links(folder)
         return Checkpoint(folder, folder.resolve().name, _digest(folder), _licence(folder))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Annotated, Any
@@ -12,6 +13,7 @@ import typer
 from captory_export.precision import Precision
 
 EXTRA = ("torch", "diffusers", "transformers", "onnx", "onnxscript", "safetensors")
+EXTRA_OF_LORA = ("peft",)
 
 
 def export(
@@ -30,13 +32,14 @@ def export(
 
     Every graph is compared with its checkpoint, and all of them together; past the tolerance nothing is written.
     """
-    _need_extra()
+    _need(EXTRA)
     from captory_engine.errors import CaptoryError
     from captory_export.families import Wanted, export_family, parse_sizes
     from captory_export.lora import Lora
 
     try:
         loras = tuple(Lora.parse(text) for text in lora or [])
+        _need(EXTRA_OF_LORA if loras else ())
         wanted = Wanted(captioner, writer, painter, loras, precision, parse_sizes(sizes), name)
         report = export_family(wanted, out, lambda words: typer.echo(words, err=True))
         if tensorrt:
@@ -47,8 +50,8 @@ def export(
     typer.echo(json.dumps(report, indent=2)) if as_json else _show(report, out)
 
 
-def _need_extra() -> None:
-    missing = [module for module in EXTRA if find_spec(module) is None]
+def _need(modules: Sequence[str]) -> None:
+    missing = [module for module in modules if find_spec(module) is None]
     if missing:
         typer.echo(f"captory export needs {', '.join(missing)}: pip install 'captory[export]'", err=True)
         raise typer.Exit(2)

@@ -19,6 +19,7 @@ from captory_export.precision import Precision, faults
 from captory_export.publishing import published
 
 ROOM = 1.2  # bytes on disk for each byte of weights
+MAX_NAME = 40  # letters of a family's name: a model's has up to 64, and says what it is behind it
 Size = tuple[int, int]
 Say = Callable[[str], object]
 
@@ -41,12 +42,13 @@ def export_family(wanted: Wanted, out: Path, say: Say) -> dict[str, Any]:
     Raises `BadModel` for what cannot be exported or is not what the checkpoint is; `out` is as it was then.
     """
     references: dict[Role, str] = {"captioner": wanted.captioner, "writer": wanted.writer, "painter": wanted.painter}
-    checkpoints = {role: find(reference) for role, reference in references.items() if reference}
+    checkpoints = {role: find(reference) for role, reference in references.items() if reference or role != "writer"}
     for role, checkpoint in checkpoints.items():
         find_architecture(role, checkpoint)  # before anything is computed
     own = checkpoints["painter"].own_settings()
-    name = wanted.name or own.get("name") or _named(checkpoints["painter"])
-    sections, report = {}, {}
+    name = _checked(wanted.name or own.get("name") or _named(checkpoints["painter"]))
+    sections: dict[str, dict[str, Any]] = {}
+    report: dict[str, Any] = {}
     with published(out, round(ROOM * sum(num_weight_bytes(one.path) for one in checkpoints.values()))) as root:
         for role, checkpoint in checkpoints.items():
             with ExitStack() as stack:
@@ -54,7 +56,9 @@ def export_family(wanted: Wanted, out: Path, say: Say) -> dict[str, Any]:
                 report[role] = export_role(exportable, root, f"{name}_{role}", wanted.precision, say)
                 sections[role] = exportable.section(f"{name}_{role}")
         loras = {"painter": wanted.loras}
-        sources = {role: source_of(checkpoint, loras.get(role, ())) for role, checkpoint in checkpoints.items()}
+        sources: dict[str, dict[str, Any]] = {
+            role: source_of(checkpoint, loras.get(role, ())) for role, checkpoint in checkpoints.items()
+        }
         write_family(root, name, sections, sources, own, report)
     return report
 
@@ -96,4 +100,12 @@ def _open(role: Role, checkpoint: Checkpoint, wanted: Wanted, stack: ExitStack) 
 
 def _named(checkpoint: Checkpoint) -> str:
     """A family's name out of a checkpoint's."""
-    return re.sub(r"[^A-Za-z0-9_-]+", "-", checkpoint.name.rpartition("/")[2]).strip("-")[:40] or "family"
+    return re.sub(r"[^A-Za-z0-9_-]+", "-", checkpoint.name.rpartition("/")[2]).strip("-")[:MAX_NAME] or "family"
+
+
+def _checked(name: object) -> str:
+    """A family's name, of which the names of its models are made. Raises `BadModel`."""
+    if not isinstance(name, str) or not re.fullmatch(rf"[A-Za-z0-9_-]{{1,{MAX_NAME}}}", name):
+        words = f"letters, digits, `_` and `-`, at most {MAX_NAME}"
+        raise BadModel("FAMILY_NAME", f"{name!r} is no name of a family: {words}.")
+    return name

@@ -29,6 +29,7 @@ def narrow(model: ir.Model, kind: ir.DataType) -> None:
     common.LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0)(model)
     common.ShapeInferencePass(strict_mode=False)(model)
     _Narrowing(model.graph, kind).run()
+    common.RemoveUnusedNodesPass()(model)  # constants that are now there in the half type alone
 
 
 class _Narrowing:

@@ -76,4 +76,5 @@ class BareAttention:
 def _is_bare(attn: Any) -> bool:
     """Whether an attention layer of diffusers does nothing beyond attending."""
     norms = (attn.group_norm, attn.spatial_norm, attn.norm_q, attn.norm_k, attn.norm_cross)
-    return norms == (None,) * 5 and not attn.residual_connection and attn.rescale_output_factor == 1.0
+    bare = norms == (None,) * 5 and attn.added_kv_proj_dim is None and not attn.residual_connection
+    return bare and attn.rescale_output_factor == 1.0

@@ -73,7 +73,7 @@ def _add(pipeline: Any, lora: Lora) -> None:
     wrong = BadModel("LORA", f"{lora.path.name} is no adapter of this checkpoint's architecture.")
     try:
         pipeline.load_lora_weights(lora.path.parent, weight_name=lora.path.name, use_safetensors=True)
-    except (ValueError, KeyError, RuntimeError) as error:
+    except (IndexError, KeyError, RuntimeError, TypeError, ValueError) as error:
         raise wrong from error
     if not pipeline.get_active_adapters():  # keys that fit nowhere are only warned of
         raise wrong

@@ -40,8 +40,8 @@ BOUNDS = {
 
 
 def faults(figures: Mapping[str, Any], precision: Precision) -> Sequence[str]:
-    """Which bounds of the precision the figures break, in words; figures that are not there break none."""
+    """Which bounds of the precision the figures break, in words; NaN breaks all, what is not there breaks none."""
     bounds = BOUNDS[precision]
-    broken = {name: figures[name] < bound for name, bound in bounds._asdict().items() if name in figures}
-    broken["difference"] = figures.get("difference", 0.0) > bounds.difference
+    broken = {name: not figures[name] >= bound for name, bound in bounds._asdict().items() if name in figures}
+    broken["difference"] = not figures.get("difference", 0.0) <= bounds.difference
     return [f"{name} is {figures[name]:.6g}, not {getattr(bounds, name):g}" for name, is_so in broken.items() if is_so]

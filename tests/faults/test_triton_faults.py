@@ -93,7 +93,7 @@ async def test_down_for_longer_than_patience_fails_items_and_only_those() -> Non
     port = free_port()
     with ExitStack() as stack:
         first = stack.enter_context(triton_server([ROOT], num_threads=1, port=port))
-        async with behind(first.address, patience_s=0.5) as pipeline:
+        async with behind(first.address, patience_s=3.0) as pipeline:  # above the longest pause between connections
             os.kill(first.pid, signal.SIGKILL)
             first.process.wait()
             lost = await fates(pipeline, items(pipeline, 12))

@@ -18,6 +18,7 @@ from torch import nn  # noqa: E402
 
 from captory_export import winograd  # noqa: E402
 from captory_export.cached_attention import attend, visible_positions  # noqa: E402
+from captory_export.exportable import Graph  # noqa: E402
 from captory_export.graphs import flops_per_row  # noqa: E402
 from captory_export.lean_modules import LeanPooling, lean  # noqa: E402
 from captory_export.optimise import optimise  # noqa: E402
@@ -163,4 +164,4 @@ def test_attention_over_parts_is_attention_over_all() -> None:
 
 
 def test_operations_are_counted_by_row() -> None:
-    assert flops_per_row(nn.Linear(8, 4), {"input": torch.zeros(3, 8)}) == 2 * 8 * 4
+    assert flops_per_row(Graph(nn.Linear(8, 4), {"input": torch.zeros(3, 8)}, ["y"])) == 2 * 8 * 4

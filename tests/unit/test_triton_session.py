@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
+from threading import Event
 from typing import Any
 
 import grpc
@@ -34,6 +35,7 @@ class Peer(service_pb2_grpc.GRPCInferenceServiceServicer):
     faults: list[grpc.StatusCode | str] = field(default_factory=list)
     requests: list[Any] = field(default_factory=list)
     registered: list[str] = field(default_factory=list)
+    asked: Event = field(default_factory=Event)
 
     def ServerMetadata(self, request: Any, context: grpc.ServicerContext) -> Any:
         return service_pb2.ServerMetadataResponse(name="triton", version="9.9")
@@ -63,6 +65,7 @@ class Peer(service_pb2_grpc.GRPCInferenceServiceServicer):
 
     def ModelInfer(self, request: Any, context: grpc.ServicerContext) -> Any:
         self.requests.append(request)
+        self.asked.set()
         if self.faults:
             fault = self.faults.pop(0)
             if isinstance(fault, grpc.StatusCode):
@@ -215,6 +218,32 @@ def test_tensors_in_shared_memory_are_not_sent_and_nothing_of_it_stays(peer: Pee
     assert {one.parameters["shared_memory_region"].string_param for one in request.inputs} <= set(peer.registered)
     session.close()
     assert not [name for name in set(peer.registered) if (Path("/dev/shm") / name).exists()]
+
+
+@pytest.mark.parametrize("fault", [grpc.StatusCode.DEADLINE_EXCEEDED, grpc.StatusCode.NOT_FOUND])
+def test_memory_of_a_call_that_failed_is_not_lent_again(peer: Peer, address: str, fault: grpc.StatusCode) -> None:
+    """Triton may write to it yet, or have been restarted and know none."""
+    peer.shares_memory = True
+    session = opened(peer, address, shared_memory=True)
+    for faults in ([fault, grpc.StatusCode.INVALID_ARGUMENT], [grpc.StatusCode.INVALID_ARGUMENT]):
+        peer.faults = faults
+        while peer.faults:
+            with pytest.raises(Unavailable):
+                session.run(inputs())
+    used = [request.inputs[0].parameters["shared_memory_region"].string_param for request in peer.requests]
+    assert len(set(used)) == len(used) == 3
+    session.close()
+
+
+def test_who_waits_when_the_session_is_closed_is_told(peer: Peer, address: str) -> None:
+    session = opened(peer, address)
+    peer.faults = [grpc.StatusCode.UNAVAILABLE] * 10_000
+    with ThreadPoolExecutor(1) as lane:
+        waiting = lane.submit(session.run, inputs())
+        peer.asked.wait(10)
+        session.close()
+        with pytest.raises(Unavailable, match="closed"):
+            waiting.result(10)
 
 
 def test_tensors_lie_apart_and_aligned() -> None:

@@ -17,10 +17,10 @@ from captory_engine.errors import BadModel
 from captory_engine.repository import ModelFolder
 from captory_engine.sessions.base import Array, TensorSpec
 from captory_engine.sessions.checks import check_inputs, check_outputs
-from captory_engine.sessions.options import SessionOptions
+from captory_engine.sessions.options import SessionOptions, TritonOptions
 from captory_engine.sessions.triton_checks import Served, differences, look
-from captory_engine.sessions.triton_link import Link
-from captory_engine.sessions.triton_memory import LEAST_BYTES, Regions, offsets
+from captory_engine.sessions.triton_link import Link, nobody_answers
+from captory_engine.sessions.triton_memory import LEAST_BYTES, Region, Regions, offsets
 
 log = logging.getLogger(__name__)
 
@@ -42,9 +42,9 @@ class TritonSession:
         self._wire_dims = {tensor.name: tuple(tensor.dims) for tensor in (*model.config.input, *model.config.output)}
         self._link = Link(options.triton, model.name)
         try:
-            served = self._link.ask(lambda client: look(client, model.name))
+            served = self._link.ask(lambda client: look(client, model.name, self._timeout_s))
             _check(model, served, options.triton.address)
-            self._regions = self._link.ask(lambda client: _shared(client, options.triton.shared_memory))
+            self._regions = self._link.ask(lambda client: _shared(client, options.triton))
         except BaseException:
             self._link.close()
             raise
@@ -61,17 +61,18 @@ class TritonSession:
         """Take back what is shared, and end the channel."""
         regions, self._regions = self._regions, None
         if regions is not None:
-            self._link.ask(lambda _: regions.close())
+            self._link.ask(lambda _: regions.clear())
         self._link.close()
 
     async def _infer(self, client: InferenceServerClient, inputs: Mapping[str, Array], batch: int) -> dict[str, Array]:
         tensors = {name: self._on_the_wire(name, array, batch) for name, array in inputs.items()}
-        if self._regions is None:
+        regions = self._regions
+        if regions is None:
             return await self._send(client, tensors, batch)
         try:
-            return await self._lay(client, self._regions, tensors, batch)
-        except InferenceServerException:
-            self._regions.forget()
+            return await self._lay(client, regions, tensors, batch)
+        except InferenceServerException:  # a Triton that was restarted knows no region
+            await regions.clear()
             raise
 
     async def _send(self, client: InferenceServerClient, tensors: Mapping[str, Array], batch: int) -> dict[str, Array]:
@@ -91,8 +92,7 @@ class TritonSession:
         sizes = {name: array.nbytes for name, array in tensors.items()}
         sizes |= {name: batch * prod(spec.shape) * spec.dtype.itemsize for name, spec in known.items()}
         places, num_bytes = offsets(sizes)
-        region = await regions.borrow(num_bytes)
-        try:
+        async with regions.lent(num_bytes) as region:
             given, asked = [], []
             for name, array in tensors.items():
                 region.write(array, places[name])
@@ -103,14 +103,13 @@ class TritonSession:
                 if spec.name in known:
                     asked[-1].set_shared_memory(region.name, sizes[spec.name], places[spec.name])
             result = await client.infer(self.name, given, outputs=asked, client_timeout=self._timeout_s)
-            return {
-                spec.name: region.read(spec.dtype, (batch, *spec.shape), places[spec.name])
+            found = {
+                spec.name: _laid(result, spec, region, places[spec.name])
                 if spec.name in known
-                else _shaped(spec, result.as_numpy(spec.name), batch)
+                else result.as_numpy(spec.name)
                 for spec in self.outputs
             }
-        finally:
-            regions.give_back(region)
+            return {spec.name: _shaped(spec, found[spec.name], batch) for spec in self.outputs}
 
     def _on_the_wire(self, name: str, array: Array, batch: int) -> Array:
         """An array as Triton knows it: a graph's [B] travels as [B, 1] where its configuration reshapes it."""
@@ -125,27 +124,34 @@ def _check(model: ModelFolder, served: Served, address: str) -> None:
         raise BadModel("TRITON_MISMATCH", words)
 
 
-async def _shared(client: InferenceServerClient, wanted: bool | None) -> Regions | None:
+async def _shared(client: InferenceServerClient, options: TritonOptions) -> Regions | None:
     """Shared memory, where a trial shows that Triton can map what is made here; None where it is not wanted.
 
     Raises `BadModel` where it is demanded and not to be had.
     """
-    if wanted is False:
+    if options.shared_memory is False:
         return None
-    regions = Regions(client)
+    regions = Regions(client, options.timeout_s)
     try:
-        regions.give_back(await regions.borrow(LEAST_BYTES))
+        async with regions.lent(LEAST_BYTES):
+            return regions
     except (InferenceServerException, SharedMemoryException) as error:
-        await regions.close()
-        if wanted:
+        if nobody_answers(error):
+            raise
+        if options.shared_memory:
             raise BadModel("NO_SHARED_MEMORY", "Triton and this process share no memory.") from error
-        log.info("Triton shares no memory with this process: tensors are sent")
-        return None
-    return regions
+    log.info("Triton shares no memory with this process: tensors are sent")
+    return None
 
 
 def _tensor(name: str, array: Array) -> Any:
     return InferInput(name, list(array.shape), np_to_triton_dtype(array.dtype))
+
+
+def _laid(result: Any, spec: TensorSpec, region: Region, offset: int) -> Array | None:
+    """An output that lies in a region, in the shape that Triton tells."""
+    output = result.get_output(spec.name)
+    return None if output is None else region.read(spec.dtype, tuple(output.shape), offset)
 
 
 def _shaped(spec: TensorSpec, array: Array | None, batch: int) -> Array:

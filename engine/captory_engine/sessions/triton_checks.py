@@ -23,13 +23,14 @@ class Served(NamedTuple):
     config: Any = None  # ModelConfig
 
 
-async def look(client: InferenceServerClient, name: str) -> Served:
+async def look(client: InferenceServerClient, name: str, timeout_s: float) -> Served:
     """Ask a Triton for a model."""
-    version = (await client.get_server_metadata()).version
-    if not await client.is_model_ready(name):
+    version = (await client.get_server_metadata(client_timeout=timeout_s)).version
+    if not await client.is_model_ready(name, client_timeout=timeout_s):
         return Served(version, ready=False)
-    metadata = await client.get_model_metadata(name)
-    return Served(version, True, metadata, (await client.get_model_config(name)).config)
+    metadata = await client.get_model_metadata(name, client_timeout=timeout_s)
+    config = (await client.get_model_config(name, client_timeout=timeout_s)).config
+    return Served(version, True, metadata, config)
 
 
 def differences(model: ModelFolder, served: Served) -> list[str]:

@@ -9,10 +9,11 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Awaitable, Callable
+from concurrent.futures import CancelledError
 from threading import Thread
 from typing import TypeVar
 
-from tenacity import AsyncRetrying, RetryCallState, retry_if_exception, stop_after_delay, wait_exponential_jitter
+from tenacity import AsyncRetrying, RetryCallState, retry_if_exception, stop_after_delay, wait_random_exponential
 from tritonclient.grpc import MAX_GRPC_MESSAGE_SIZE
 from tritonclient.grpc.aio import InferenceServerClient
 from tritonclient.utils import InferenceServerException
@@ -26,8 +27,8 @@ CHANNEL_OPTIONS = [
     ("grpc.max_send_message_length", MAX_GRPC_MESSAGE_SIZE),
     ("grpc.max_receive_message_length", MAX_GRPC_MESSAGE_SIZE),
     ("grpc.enable_http_proxy", 0),
-    ("grpc.initial_reconnect_backoff_ms", 50),
-    ("grpc.min_reconnect_backoff_ms", 50),
+    ("grpc.initial_reconnect_backoff_ms", 100),
+    ("grpc.min_reconnect_backoff_ms", 1000),  # how long connecting may take
     ("grpc.max_reconnect_backoff_ms", 1000),
 ]
 _NO_MEMORY = ("out of memory", "failed to allocate", "bad_alloc")
@@ -55,19 +56,31 @@ class Link:
         `Unavailable` for whatever else Triton says.
         """
         if not self._thread.is_alive():
-            raise Unavailable("SESSION_CLOSED", f"{self._name} is closed.")
+            raise self._closed()
         try:
             return self._run(self._patiently(question))
+        except CancelledError:
+            raise self._closed() from None
         except InferenceServerException as error:
             raise self._in_our_words(error) from error
 
     def close(self) -> None:
-        """End channel and thread; whoever asks from here on gets an error."""
+        """End channel and thread; whoever still waits, or asks from here on, gets an error."""
         if self._thread.is_alive():
-            self._run(self._client.close())
+            self._run(self._end())
             self._loop.call_soon_threadsafe(self._loop.stop)
             self._thread.join()
             self._loop.close()
+
+    async def _end(self) -> None:
+        waiting = asyncio.all_tasks() - {asyncio.current_task()}
+        for task in waiting:
+            task.cancel()
+        await asyncio.gather(*waiting, return_exceptions=True)
+        await self._client.close()
+
+    def _closed(self) -> Unavailable:
+        return Unavailable("SESSION_CLOSED", f"{self._name} is closed.")
 
     def _run(self, answer: Awaitable[T]) -> T:
         async def awaited() -> T:
@@ -77,13 +90,17 @@ class Link:
 
     async def _patiently(self, question: Ask[T]) -> T:
         attempts = AsyncRetrying(
-            retry=retry_if_exception(_nobody_answers),
-            wait=wait_exponential_jitter(FIRST_PAUSE_S, LONGEST_PAUSE_S, jitter=FIRST_PAUSE_S),
+            retry=retry_if_exception(nobody_answers),
+            wait=wait_random_exponential(FIRST_PAUSE_S, LONGEST_PAUSE_S),
             stop=stop_after_delay(self._options.patience_s),
             before_sleep=self._tell,
             reraise=True,
         )
-        return await attempts(question, self._client)
+
+        async def asked() -> T:  # tenacity awaits coroutine functions alone
+            return await question(self._client)
+
+        return await attempts(asked)
 
     def _tell(self, attempt: RetryCallState) -> None:
         if attempt.attempt_number == 1:
@@ -92,7 +109,7 @@ class Link:
     def _in_our_words(self, error: InferenceServerException) -> CaptoryError:
         status, words = _status(error), str(error.message())
         address, name = self._options.address, self._name
-        if _nobody_answers(error):
+        if nobody_answers(error):
             return Unreachable("TRITON_DOWN", f"{name}: no Triton at {address} answers for it.")
         if status == "DEADLINE_EXCEEDED":
             return Unreachable("TRITON_SLOW", f"{name}: Triton took more than {self._options.timeout_s:g} s.")
@@ -106,7 +123,8 @@ async def _connect(address: str) -> InferenceServerClient:
     return InferenceServerClient(address, channel_args=CHANNEL_OPTIONS)
 
 
-def _nobody_answers(error: BaseException) -> bool:
+def nobody_answers(error: BaseException) -> bool:
+    """Whether Triton, or the model there, is away, maybe only for now."""
     return isinstance(error, InferenceServerException) and _status(error) in NOBODY
 
 

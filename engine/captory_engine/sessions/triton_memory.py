@@ -1,23 +1,26 @@
 """Memory that this process and a Triton on the same host both map: tensors that lie in it are not sent.
 
-For one event loop. A Triton that was restarted knows no regions any more; it is told of them again.
+For one event loop. A Triton that was restarted knows no regions any more; new ones take their place.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from contextlib import suppress
+import asyncio
+from collections import defaultdict
+from collections.abc import AsyncIterator, Mapping
+from contextlib import asynccontextmanager
 from typing import Any
 from uuid import uuid4
 
 import numpy as np
 from tritonclient.grpc.aio import InferenceServerClient
-from tritonclient.utils import InferenceServerException, shared_memory
+from tritonclient.utils import shared_memory
 
 from captory_engine.sessions.base import Array
 
 ALIGNED_BYTES = 64
 LEAST_BYTES = 1 << 12
+FAREWELL_S = 2.0
 
 
 class Region:
@@ -25,8 +28,6 @@ class Region:
 
     def __init__(self, num_bytes: int) -> None:
         self.name = f"captory-{uuid4().hex}"
-        self.num_bytes = num_bytes
-        self.told = -1  # the server, counted, that knows it
         self._handle = shared_memory.create_shared_memory_region(self.name, self.name, num_bytes, create_only=True)
 
     def write(self, array: Array, offset: int) -> None:
@@ -39,60 +40,58 @@ class Region:
         return lying.copy()
 
     def destroy(self) -> None:
-        """Give the memory back."""
+        """Give the memory back, as soon as Triton does so too."""
         shared_memory.destroy_shared_memory_region(self._handle)
 
 
 class Regions:
     """Regions of a few sizes, each used by one call at a time; as many as there were calls at once."""
 
-    def __init__(self, client: InferenceServerClient) -> None:
+    def __init__(self, client: InferenceServerClient, timeout_s: float) -> None:
         self._client = client
-        self._free: dict[int, list[Region]] = {}
-        self._all: list[Region] = []
-        self._server = 0
+        self._timeout_s = timeout_s
+        self._free: defaultdict[int, list[Region]] = defaultdict(list)
 
-    async def borrow(self, num_bytes: int) -> Region:
-        """A region of at least so many bytes, which Triton knows."""
+    @asynccontextmanager
+    async def lent(self, num_bytes: int) -> AsyncIterator[Region]:
+        """A region of at least so many bytes, which Triton knows, for one call.
+
+        Should that fail, nobody uses it again: Triton may still read it, and write to it.
+        """
         size = max(LEAST_BYTES, 1 << (num_bytes - 1).bit_length())
-        free = self._free.setdefault(size, [])
-        region = free.pop() if free else self._made(size)
+        region = self._free[size].pop() if self._free[size] else await self._made(size)
         try:
-            await self._tell(region)
+            yield region
         except BaseException:
-            self.give_back(region)
+            await self._drop(region)
+            raise
+        self._free[size].append(region)
+
+    async def clear(self) -> None:
+        """Take away all regions that are not lent."""
+        regions = [region for free in self._free.values() for region in free]
+        self._free.clear()
+        await self._drop(*regions)
+
+    async def _made(self, size: int) -> Region:
+        region = Region(size)
+        try:
+            await self._client.register_system_shared_memory(
+                region.name, region.name, size, client_timeout=self._timeout_s
+            )
+        except BaseException:
+            await self._drop(region)
             raise
         return region
 
-    def give_back(self, region: Region) -> None:
-        """The call that borrowed it is over."""
-        self._free[region.num_bytes].append(region)
-
-    def forget(self) -> None:
-        """Triton may have been restarted: it is told of every region again before that is used."""
-        self._server += 1
-
-    async def close(self) -> None:
-        """Take all regions away, from Triton too if it still answers."""
-        for region in self._all:
-            with suppress(InferenceServerException):
-                await self._client.unregister_system_shared_memory(region.name)
+    async def _drop(self, *regions: Region) -> None:
+        """Destroy them, and tell Triton if it still answers."""
+        for region in regions:
             region.destroy()
-        self._all.clear()
-        self._free.clear()
-
-    def _made(self, size: int) -> Region:
-        region = Region(size)
-        self._all.append(region)
-        return region
-
-    async def _tell(self, region: Region) -> None:
-        if region.told == self._server:
-            return
-        if region.told >= 0:  # it may have been the channel that broke, not the server
-            await self._client.unregister_system_shared_memory(region.name)
-        await self._client.register_system_shared_memory(region.name, region.name, region.num_bytes)
-        region.told = self._server
+        farewells = [
+            self._client.unregister_system_shared_memory(region.name, client_timeout=FAREWELL_S) for region in regions
+        ]
+        await asyncio.gather(*farewells, return_exceptions=True)
 
 
 def offsets(num_bytes: Mapping[str, int]) -> tuple[dict[str, int], int]:

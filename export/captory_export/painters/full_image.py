@@ -67,6 +67,8 @@ def paint(
     width, height = painter.sizes[0]
     texts = run("text_encoder", ids)
     conditions = {name: texts[output] for name, output in painter.conditions.items()}
+    if painter.empty_is_zero:
+        conditions = {name: np.stack([value[0], np.zeros_like(value[1])]) for name, value in conditions.items()}
     if painter.architecture == SIZED:
         conditions["time_ids"] = np.array([[height, width, 0, 0, height, width]] * 2, np.float32)
     plan = make_plan(schedule_of(painter), painter.defaults.sampler, NUM_STEPS, guided=True)
@@ -95,7 +97,9 @@ def psnr_db(wanted: Array, got: Array) -> float:
 
 def _ids(painter: Painter, folder: Path) -> dict[str, Array]:
     """Both prompts as the text encoder takes them, [2, T] for every input."""
-    first = {"input_ids": PromptTokenizer(_tokenizer(folder, painter.tokenizer), painter.max_tokens)}
+    first = {
+        "input_ids": PromptTokenizer(_tokenizer(folder, painter.tokenizer), painter.max_tokens, painter.pad_id),
+    }
     further = {
         text.input: PromptTokenizer(_tokenizer(folder, text.tokenizer), text.max_tokens, text.pad_id)
         for text in painter.further_text

@@ -113,7 +113,7 @@ class LatentPainter:
             "vae_scale_factor": scale_factor(self._vae),
             "sizes": [list(size) for size in self.sizes],
             "scaling_factor": self._vae["scaling_factor"],
-            **{key: value for key, value in optional.items() if value != Painter.model_fields[key].default},
+            **{key: value for key, value in optional.items() if value and value != Painter.model_fields[key].default},
             "schedule": self.kind.schedule(scheduler),
             "defaults": {**self.kind.defaults, **self.checkpoint.own_settings().get("defaults", {})},
         }
@@ -134,7 +134,7 @@ class LatentPainter:
     def _vae_graph(self) -> Graph:
         from diffusers import AutoencoderKL
 
-        vae = AutoencoderKL.from_pretrained(self.checkpoint.path / "vae", **LOADING).eval()
+        vae = load(AutoencoderKL, self.checkpoint, "vae")
         factor = self._vae.get("pixel_shuffle_factor", 1)
         with torch.no_grad():  # latents as they occur: what overflows with these overflows in use
             folded = functional.pixel_unshuffle(made_up_images(2, *self.sizes[0]), factor)
@@ -168,7 +168,24 @@ class LatentPainter:
         return self.checkpoint.settings("model_index.json")
 
 
-LOADING: dict[str, Any] = {"torch_dtype": torch.float32, "local_files_only": True, "use_safetensors": True}
+def load(model_class: Any, checkpoint: Checkpoint, folder: str) -> Any:
+    """One of the pipeline's models, ready to infer. Raises `BadModel` when weights are missing or do not fit."""
+    try:
+        model, told = model_class.from_pretrained(
+            checkpoint.path / folder,
+            torch_dtype=torch.float32,
+            use_safetensors=True,
+            local_files_only=True,
+            output_loading_info=True,
+        )
+    except (OSError, RuntimeError, ValueError) as error:
+        words = f"The safetensors in {folder!r} of {checkpoint.name} are not there, or do not fit its config.json."
+        raise BadModel("CHECKPOINT_CORRUPT", words) from error
+    missing = sorted(told["missing_keys"])
+    if missing:
+        words = f"{folder!r} of {checkpoint.name} lacks {len(missing)} of its weights: {', '.join(missing[:3])}."
+        raise BadModel("CHECKPOINT_INCOMPLETE", words)
+    return model.eval()
 
 
 def open_painter(checkpoint: Checkpoint, kind: Kind, sizes: Sequence[Size]) -> LatentPainter:

@@ -11,12 +11,12 @@ from torch import Tensor, nn
 from captory_export.checkpoints import Checkpoint
 from captory_export.exportable import Axis, Graph
 from captory_export.painters.latent_diffusion import (
-    LOADING,
     Kind,
     LatentPainter,
     Size,
     Text,
     diffusion_schedule,
+    load,
     open_painter,
 )
 
@@ -78,13 +78,13 @@ def num_tokens(checkpoint: Checkpoint, text_encoder: str) -> int:
 def _load_text(checkpoint: Checkpoint) -> Graph:
     from transformers import CLIPTextModel
 
-    return text_encoder_graph(CLIPTextModel.from_pretrained(checkpoint.path / "text_encoder", **LOADING).eval())
+    return text_encoder_graph(load(CLIPTextModel, checkpoint, "text_encoder"))
 
 
 def _load_unet(checkpoint: Checkpoint, latents: Tensor, axes: Mapping[int, Axis]) -> Graph:
     from diffusers import UNet2DConditionModel
 
-    unet = UNet2DConditionModel.from_pretrained(checkpoint.path / "unet", **LOADING).eval()
+    unet = load(UNet2DConditionModel, checkpoint, "unet")
     return unet_graph(unet, num_tokens(checkpoint, "text_encoder"), latents, axes)
 
 

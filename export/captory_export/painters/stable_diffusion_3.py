@@ -15,10 +15,14 @@ from torch.nn import functional
 from captory_engine.errors import BadModel
 from captory_export.checkpoints import Checkpoint
 from captory_export.exportable import Axis, Graph
-from captory_export.painters.latent_diffusion import LOADING, Kind, LatentPainter, Size, Text, open_painter
+from captory_export.painters.latent_diffusion import Kind, LatentPainter, Size, Text, load, open_painter
 from captory_export.painters.stable_diffusion import num_tokens
 
 NUM_T5_TOKENS = 256
+UNKNOWN_TO_FLOW = (
+    "use_dynamic_shifting", "use_karras_sigmas", "use_exponential_sigmas", "use_beta_sigmas", "shift_terminal",
+    "invert_sigmas", "stochastic_sampling",
+)  # fmt: skip
 
 
 class ThreeTextEncodersGraph(nn.Module):
@@ -107,13 +111,9 @@ def _texts(checkpoint: Checkpoint) -> list[Text]:
 def _load_texts(checkpoint: Checkpoint) -> Graph:
     from transformers import CLIPTextModelWithProjection, T5EncoderModel
 
-    first, second = (
-        CLIPTextModelWithProjection.from_pretrained(checkpoint.path / folder, **LOADING).eval()
-        for folder in ("text_encoder", "text_encoder_2")
-    )
-    t5 = None
-    if _has_t5(checkpoint):
-        t5 = T5EncoderModel.from_pretrained(checkpoint.path / "text_encoder_3", **LOADING).eval()
+    first = load(CLIPTextModelWithProjection, checkpoint, "text_encoder")
+    second = load(CLIPTextModelWithProjection, checkpoint, "text_encoder_2")
+    t5 = load(T5EncoderModel, checkpoint, "text_encoder_3") if _has_t5(checkpoint) else None
     width = checkpoint.settings("transformer/config.json")["joint_attention_dim"]
     return three_text_encoders_graph(first, second, t5, width)
 
@@ -122,13 +122,13 @@ def _load_transformer(checkpoint: Checkpoint, latents: Tensor, axes: Mapping[int
     from diffusers import SD3Transformer2DModel
 
     assert not axes, "positions are cut for one size"
-    transformer = SD3Transformer2DModel.from_pretrained(checkpoint.path / "transformer", **LOADING).eval()
+    transformer = load(SD3Transformer2DModel, checkpoint, "transformer")
     return transformer_graph(transformer, num_tokens(checkpoint, "text_encoder"), latents)
 
 
 def _flow(scheduler: Mapping[str, Any]) -> dict[str, Any]:
     """The family file's schedule of flow. Raises `BadModel` for one that the sampler does not know."""
-    odd = [name for name in ("use_dynamic_shifting", "use_karras_sigmas", "use_beta_sigmas") if scheduler.get(name)]
+    odd = [name for name in UNKNOWN_TO_FLOW if scheduler.get(name)]
     if odd:
         raise BadModel("SCHEDULE_UNSUPPORTED", f"A scheduler with {' and '.join(odd)} is not supported.")
     kept = {"num_train_timesteps": scheduler["num_train_timesteps"], "shift": scheduler.get("shift", 1.0)}

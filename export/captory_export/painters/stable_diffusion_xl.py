@@ -11,12 +11,12 @@ from torch import Tensor, nn
 from captory_export.checkpoints import Checkpoint
 from captory_export.exportable import Axis, Graph
 from captory_export.painters.latent_diffusion import (
-    LOADING,
     Kind,
     LatentPainter,
     Size,
     Text,
     diffusion_schedule,
+    load,
     open_painter,
 )
 from captory_export.painters.stable_diffusion import num_tokens
@@ -95,15 +95,15 @@ def _texts(checkpoint: Checkpoint) -> list[Text]:
 def _load_texts(checkpoint: Checkpoint) -> Graph:
     from transformers import CLIPTextModel, CLIPTextModelWithProjection
 
-    first = CLIPTextModel.from_pretrained(checkpoint.path / "text_encoder", **LOADING).eval()
-    second = CLIPTextModelWithProjection.from_pretrained(checkpoint.path / "text_encoder_2", **LOADING).eval()
+    first = load(CLIPTextModel, checkpoint, "text_encoder")
+    second = load(CLIPTextModelWithProjection, checkpoint, "text_encoder_2")
     return two_text_encoders_graph(first, second)
 
 
 def _load_unet(checkpoint: Checkpoint, latents: Tensor, axes: Mapping[int, Axis]) -> Graph:
     from diffusers import UNet2DConditionModel
 
-    unet = UNet2DConditionModel.from_pretrained(checkpoint.path / "unet", **LOADING).eval()
+    unet = load(UNet2DConditionModel, checkpoint, "unet")
     pooled_width = checkpoint.settings("text_encoder_2/config.json")["projection_dim"]
     return sized_unet_graph(unet, (num_tokens(checkpoint, "text_encoder"), pooled_width), latents, axes)
 

@@ -115,8 +115,8 @@ def triton_server(
     """Serve all models of the repositories until the block is left, on `port` or, for 0, on a free one.
 
     `num_threads` is for each instance of a model on ONNX Runtime, 0: all cores. With `loads_on_demand` a client may
-    unload models and load them again. Raises `Unavailable` with the end of
-    the log when the server does not start, or not in time. The server also ends with the thread that entered the block.
+    unload models and load them again. The server also ends with the thread that entered the block. Raises `Unavailable`
+    with the end of the log when the server does not start, or not in time.
     """
     triton = installation or find_triton()
     with tempfile.TemporaryDirectory(prefix="captory-triton-") as folder, tempfile.TemporaryFile("a+b") as log:
