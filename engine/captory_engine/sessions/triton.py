@@ -29,7 +29,7 @@ class TritonSession:
     """The model of a folder, run by a Triton that serves the same. Several calls may be under way at once.
 
     Where Triton is on this host and shares its memory, tensors are laid there and not sent. Raises `BadModel` where
-    what is served is not the folder's model, and `Unreachable` where no Triton answers.
+    what is served has not the tensors of the folder's model, and `Unreachable` where no Triton answers.
     """
 
     def __init__(self, model: ModelFolder, options: SessionOptions) -> None:
@@ -71,6 +71,8 @@ class TritonSession:
             return await self._send(client, tensors, batch)
         try:
             return await self._lay(client, regions, tensors, batch)
+        except SharedMemoryException:  # no room in it
+            return await self._send(client, tensors, batch)
         except InferenceServerException:  # a Triton that was restarted knows no region
             await regions.clear()
             raise

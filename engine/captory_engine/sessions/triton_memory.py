@@ -6,6 +6,7 @@ For one event loop. A Triton that was restarted knows no regions any more; new o
 from __future__ import annotations
 
 import asyncio
+import shutil
 from collections import defaultdict
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
@@ -21,12 +22,17 @@ from captory_engine.sessions.base import Array
 ALIGNED_BYTES = 64
 LEAST_BYTES = 1 << 12
 FAREWELL_S = 2.0
+MOUNT = "/dev/shm"  # noqa: S108 - of the system's shared memory
 
 
 class Region:
     """A piece of shared memory with room for several tensors. Raises `SharedMemoryException` when there is none."""
 
     def __init__(self, num_bytes: int) -> None:
+        if (
+            shutil.disk_usage(MOUNT).free < num_bytes
+        ):  # it would be made all the same, and the first write would kill us
+            raise shared_memory.SharedMemoryException(f"no room in {MOUNT}")
         self.name = f"captory-{uuid4().hex}"
         self._handle = shared_memory.create_shared_memory_region(self.name, self.name, num_bytes, create_only=True)
 
