@@ -102,10 +102,10 @@ def save(name: str, folder: Path) -> Path:
     return write(name, model, folder)
 
 
-def write(name: str, model: Any, folder: Path, size_px: int = 16) -> Path:
-    """Write a model with a tokenizer, and what is told of images."""
+def write(name: str, model: Any, folder: Path, *, size_px: int = 16, num_words: int = VOCAB) -> Path:
+    """Write a model with a tokenizer that has a word for every id, and what is told of images."""
     model.save_pretrained(folder, safe_serialization=True)
-    words = [*WORDS, *(f"w{index}" for index in range(len(WORDS), VOCAB))]
+    words = [*WORDS, *(f"w{index}" for index in range(len(WORDS), num_words))]
     tokenizer = Tokenizer(models.WordLevel({word: index for index, word in enumerate(words)}, unk_token="<unk>"))
     tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
     transformers.PreTrainedTokenizerFast(tokenizer_object=tokenizer, **SPECIAL).save_pretrained(folder)

@@ -18,7 +18,7 @@ def to_int8(path: Path) -> None:
     config = DefaultWeightOnlyQuantConfig(block_size=BLOCK, is_symmetric=True, bits=8)
     quantiser = MatMulNBitsQuantizer(onnx.load(path), algo_config=config)
     quantiser.process()
-    quantised: Any = quantiser.model  # it starts as a model and ends as a wrapper of one
+    quantised: Any = quantiser.model  # a wrapper of the model
     data = path.with_name(f"{path.name}.data")
     beside = data.is_file()
     data.unlink(missing_ok=True)

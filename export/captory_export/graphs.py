@@ -6,6 +6,7 @@ from pathlib import Path
 
 import onnxruntime
 import torch
+from onnx_ir.passes.common import ClearMetadataAndDocStringPass
 from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
@@ -45,6 +46,7 @@ def export_graph(graph: Graph, path: Path, *, for_cpu: bool = True) -> dict[str,
     )
     assert program is not None
     rewrites = optimise(program.model) if for_cpu else {}
+    ClearMetadataAndDocStringPass()(program.model)  # where in whose files each node came from
     program.save(str(path), external_data=num_bytes(graph) > LARGEST_FILE_BYTES)
     return rewrites
 

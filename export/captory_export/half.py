@@ -71,8 +71,10 @@ class _Narrowing:
         numbers = value.const_value.numpy()
         if self._kind == ir.DataType.FLOAT16:
             numbers = np.where(np.isfinite(numbers), np.clip(numbers, -LARGEST_FP16, LARGEST_FP16), numbers)
-        tensor = ir.tensor(np.asarray(numbers).astype(self._kind.numpy()), name=f"{value.name}_half")
-        twin = ir.Value(name=tensor.name, shape=tensor.shape, type=ir.TensorType(self._kind), const_value=tensor)
+        halved = np.asarray(numbers).astype(self._kind.numpy())
+        tensor = ir.tensor(halved, name=f"{value.name}_half")
+        shape, kind = ir.Shape(halved.shape), ir.TensorType(self._kind)
+        twin = ir.Value(name=tensor.name, shape=shape, type=kind, const_value=tensor)
         self._graph.register_initializer(twin)
         return twin
 
@@ -108,7 +110,13 @@ def _kept(graph: ir.Graph) -> set[ir.Node]:
         if node not in before:
             before.add(node)
             waiting += _makers(node)
-    return kept | before
+    kept |= before
+    for node in graph:  # what stands between them, such as the addition of a norm's epsilon
+        makers = list(_makers(node))
+        users = [user for value in node.outputs for user, _ in value.uses()]
+        if makers and users and kept.issuperset(makers) and kept.issuperset(users):
+            kept.add(node)
+    return kept
 
 
 def _makers(node: ir.Node) -> Iterable[ir.Node]:
@@ -122,7 +130,6 @@ def _retype(node: ir.Node, kind: ir.DataType) -> None:
             value.type = ir.TensorType(kind)
     if node.op_type == "Cast" and node.attributes.get_int("to") == int(ir.DataType.FLOAT):
         node.attributes["to"] = ir.AttrInt64("to", int(kind))
-    if node.op_type == "ConstantOfShape" and "value" in node.attributes:
-        filled = node.attributes["value"].as_tensor()
-        if filled.dtype == ir.DataType.FLOAT:
-            node.attributes["value"] = ir.AttrTensor("value", ir.tensor(filled.numpy().astype(kind.numpy())))
+    if node.op_type == "ConstantOfShape" and node.outputs[0].dtype == kind:
+        filled = node.attributes["value"].as_tensor().numpy() if "value" in node.attributes else np.zeros(1)
+        node.attributes["value"] = ir.AttrTensor("value", ir.tensor(filled.astype(kind.numpy())))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import shutil
 import tempfile
@@ -34,6 +35,10 @@ def published(out: Path, num_bytes: int) -> Iterator[Path]:
             out.rmdir()
         staging.rename(out)
         _sync_folder(out.parent)
+    except OSError as error:
+        if error.errno != errno.ENOSPC:
+            raise
+        raise BadModel("DISK_FULL", f"There is no more room at {str(out.parent)!r}; nothing was written.") from error
     finally:
         shutil.rmtree(staging, ignore_errors=True)
 

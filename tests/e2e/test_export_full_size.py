@@ -46,7 +46,9 @@ pytestmark = [
 def repository(tmp_path_factory: pytest.TempPathFactory) -> Path:
     root = tmp_path_factory.mktemp("full-size")
     torch.manual_seed(0)
-    word_twins.write("blip", transformers.BlipForConditionalGeneration(blip_base()), root / "captioner", size_px=384)
+    blip = transformers.BlipForConditionalGeneration(blip_base())
+    num_words = blip.config.text_config.vocab_size
+    word_twins.write("blip", blip, root / "captioner", size_px=384, num_words=num_words)
     painter_twins.stable_diffusion_15(root / "painter", SIZE_PX)
     wanted = Wanted(str(root / "captioner"), "", str(root / "painter"), name="full")
     export_family(wanted, root / "models", print)

@@ -54,7 +54,7 @@ def folders_of(painter: Any, root: Path) -> dict[str, Path]:
 @pytest.mark.parametrize("name", TWINS)
 def test_every_painter_passes_parity_and_the_engine_opens_it(name: str, tmp_path: Path) -> None:
     painter = open_twin(tmp_path / "checkpoint", name)
-    report = export_role(painter, tmp_path / "out", "twin", Precision.FP32, lambda _: None)
+    _, report = export_role(painter, tmp_path / "out", "twin", Precision.FP32, lambda _: None)
     assert report["end_to_end"]["psnr_db"] >= BOUNDS[Precision.FP32].psnr_db
     section = Painter.model_validate(painter.section("twin"))
     assert section.sizes == ((SIZE_PX, SIZE_PX),)
@@ -146,7 +146,7 @@ def test_weights_that_are_missing_are_told(tmp_path: Path) -> None:
 
 def test_half_precision_keeps_its_inputs_and_stays_close(tmp_path: Path) -> None:
     painter = open_twin(tmp_path / "checkpoint")
-    report = export_role(painter, tmp_path / "out", "twin", Precision.FP16, lambda _: None)
+    _, report = export_role(painter, tmp_path / "out", "twin", Precision.FP16, lambda _: None)
     assert {part: report[part]["precision"] for part in ("text_encoder", "unet", "vae_decoder")} == dict.fromkeys(
         ("text_encoder", "unet", "vae_decoder"), "fp16"
     )

@@ -76,7 +76,7 @@ def open_graphs(repository: Path, family: str = "", *, backend: str = "onnx", nu
         denoiser=session(painter.denoiser),
         vae=session(painter.vae_decoder),
         words=Tokenizer(root / captioner.tokenizer),
-        framing=PromptTokenizer(Tokenizer(root / painter.tokenizer), painter.max_tokens),
+        framing=PromptTokenizer(Tokenizer(root / painter.tokenizer), painter.max_tokens, painter.pad_id),
         schedule=schedule_of(painter),
     )
 
@@ -128,7 +128,7 @@ def encode_text(graphs: Graphs, prompts: Sequence[str]) -> Array:
 
 def decode_latents(graphs: Graphs, latents: Array) -> list[Pixels]:
     """Pixels [H, W, 3] of every row of latents [B, C, H, W]; raises `BadOutput` for what is not finite."""
-    scaled = latents / np.float32(graphs.painter.scaling_factor)
+    scaled = latents / np.float32(graphs.painter.scaling_factor) + np.float32(graphs.painter.shift_factor)
     return [images.latents_to_uint8(sample) for sample in padded(graphs.vae, {"latent_sample": scaled})[0]["sample"]]
 
 

@@ -29,7 +29,7 @@ def run(
     steps: Annotated[int | None, typer.Option(help="Denoising steps.")] = None,
     guidance: Annotated[float | None, typer.Option(help="Guidance scale.")] = None,
     negative_prompt: Annotated[str | None, typer.Option(help="What to stay away from.")] = None,
-    sampler: Annotated[str | None, typer.Option(help="ddim, euler or dpmpp-2m.")] = None,
+    sampler: Annotated[str | None, typer.Option(help="ddim, euler or dpmpp-2m; of a flow, flow-euler.")] = None,
     size: Annotated[str | None, typer.Option(metavar="PIXELS|WxH", help="Image size.")] = None,
     seed: Annotated[int | None, typer.Option(min=0, help="Seed of the whole job.  [default: 0]")] = None,
     classes: Annotated[Path | None, typer.Option(help="File of class ids and display names.")] = None,

@@ -36,18 +36,16 @@ class UNet(nn.Module):
 
 
 class VaeDecoder(nn.Module):
-    """latent_sample [B, C, h, w], scaled, to sample [B, 3, H, W] in about [-1, 1]."""
+    """latent_sample [B, C, h, w], as the autoencoder has it, to sample [B, 3, H, W] in about [-1, 1]."""
 
     def __init__(self, vae: Any, pixel_shuffle_factor: int = 1) -> None:
         super().__init__()
         self.post_quant_conv, self.decoder = vae.post_quant_conv, vae.decoder
-        self._scaling_factor: float = vae.config.scaling_factor
         self._factor = pixel_shuffle_factor
 
     def forward(self, latent_sample: Tensor) -> tuple[Tensor]:
         """See the class."""
-        latents = latent_sample / self._scaling_factor
-        latents = latents.to(self.decoder.conv_in.weight.dtype, memory_format=torch.channels_last)
+        latents = latent_sample.to(self.decoder.conv_in.weight.dtype, memory_format=torch.channels_last)
         pixels = functional.pixel_shuffle(self.decoder(self.post_quant_conv(latents)), self._factor)
         return (pixels.to(torch.float32, memory_format=torch.contiguous_format),)
 

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from captory_engine.errors import BadModel
 from captory_export.checkpoints import Checkpoint
 from captory_export.exportable import Axis, Graph
 from captory_export.painters.latent_diffusion import (
@@ -63,7 +64,14 @@ def unet_graph(unet: Any, num_tokens: int, latents: Tensor, axes: Mapping[int, A
 
 def open_stable_diffusion(checkpoint: Checkpoint, sizes: Sequence[Size] = ()) -> LatentPainter:
     """A folder of `StableDiffusionPipeline`, its safety checker left out. Raises `BadModel`."""
+    refuse_guided(checkpoint)
     return open_painter(checkpoint, KIND, sizes)
+
+
+def refuse_guided(checkpoint: Checkpoint) -> None:
+    """Raise `BadModel` for a UNet that is told its guidance, as distilled ones are: nobody would tell it."""
+    if checkpoint.settings("unet/config.json").get("time_cond_proj_dim") is not None:
+        raise BadModel("UNET_UNSUPPORTED", f"The UNet of {checkpoint.name} takes its guidance as an input.")
 
 
 def _texts(checkpoint: Checkpoint) -> list[Text]:

@@ -19,7 +19,7 @@ from captory_export.painters.latent_diffusion import (
     load,
     open_painter,
 )
-from captory_export.painters.stable_diffusion import num_tokens
+from captory_export.painters.stable_diffusion import num_tokens, refuse_guided
 
 NUM_SIZES = 6
 
@@ -82,6 +82,7 @@ def sized_unet_graph(unet: Any, text: tuple[int, int], latents: Tensor, axes: Ma
 
 def open_stable_diffusion_xl(checkpoint: Checkpoint, sizes: Sequence[Size] = ()) -> LatentPainter:
     """A folder of `StableDiffusionXLPipeline`. Raises `BadModel`."""
+    refuse_guided(checkpoint)
     return open_painter(checkpoint, KIND, sizes)
 
 
