@@ -40,7 +40,7 @@ class NoiseSchedule:
 
 @dataclass(frozen=True)
 class FlowSchedule:
-    """Rectified flow (Liu et al. 2022, arXiv 2209.03003): x = (1 - sigma) x0 + sigma noise, the network tells noise - x0.
+    """Rectified flow (Liu et al. 2022, arXiv 2209.03003): x = (1 - sigma) x0 + sigma n; the network tells n - x0.
 
     `shift` moves the steps towards noise, the more the larger the images (Esser et al. 2024, arXiv 2403.03206, eq. 23).
     """
