@@ -5,6 +5,7 @@ from pathlib import Path
 
 import onnxruntime
 import torch
+from onnx_ir.passes.common import ClearMetadataAndDocStringPass
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
@@ -53,6 +54,7 @@ def export_graph(
     )
     assert program is not None
     rewrites = optimise(program.model)
+    ClearMetadataAndDocStringPass()(program.model)  # where in whose files each node came from
     program.save(str(path), external_data=False)
     return rewrites
 
