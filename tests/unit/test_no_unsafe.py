@@ -95,3 +95,11 @@ def test_the_check_sees(source: str) -> None:
 )
 def test_the_check_lets_pass(source: str) -> None:
     assert not list(findings(source))
+
+
+@pytest.mark.parametrize(
+    "graph", sorted((ROOT / "model_repository").glob("*/1/model.onnx")), ids=lambda path: path.parts[-3]
+)
+def test_shipped_graphs_do_not_tell_where_they_were_made(graph: Path) -> None:
+    content = graph.read_bytes()
+    assert not [words for words in (b"stack_trace", b"site-packages", b".venv") if words in content]
