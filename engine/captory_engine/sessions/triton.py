@@ -160,4 +160,6 @@ def _shaped(spec: TensorSpec, array: Array | None, batch: int) -> Array:
     """An output as the graph has it; whatever else came is left for the check of outputs."""
     if array is None:
         return np.empty(0, spec.dtype)
+    if not array.flags.writeable:  # a view of the message
+        array = array.copy()
     return array.reshape(batch, *spec.shape) if len(spec.shape) != array.ndim - 1 and len(array) == batch else array
