@@ -147,7 +147,7 @@ async def test_what_would_miss_its_deadline_is_refused_with_a_hint() -> None:
             async with office.at_once(hurried(1.0)):
                 pass
         assert refused.value.retry_after_s > 0
-        async with office.at_once(hurried(60.0)), office.at_once(ITEM), office.at_once(hurried(1.0, Stage.CAPTION)):
+        async with office.at_once(hurried(600.0)), office.at_once(ITEM), office.at_once(hurried(1.0, Stage.CAPTION)):
             pass
     assert office.num_admitted == office.num_released
     assert office._room.used == office._places.used == 0
