@@ -6,21 +6,12 @@ from collections.abc import Iterator
 from contextlib import ExitStack, suppress
 
 import pytest
+from clocks import Clock
 
 from captory_server.pace import FEW, IN_TIME, Pace
 
 UNITS = 100
 DEADLINE_S = 1.0
-
-
-class Clock:
-    """Seconds that pass when a test says so."""
-
-    def __init__(self) -> None:
-        self.now_s = 0.0
-
-    def __call__(self) -> float:
-        return self.now_s
 
 
 class Server:
