@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager, contextmanager
 from dataclasses import replace
 
@@ -33,12 +33,20 @@ def num_input_bytes(item: Item) -> int:
 class Admission:
     """Holds the room that admitted items take until they are done; `num_admitted` equals `num_released` when idle."""
 
-    def __init__(self, pipeline: Pipeline, *, max_item_price: int, max_queued_price: int, max_input_bytes: int) -> None:
+    def __init__(
+        self,
+        pipeline: Pipeline,
+        *,
+        max_item_price: int,
+        max_queued_price: int,
+        max_input_bytes: int,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
         self._max_item_price = max_item_price
         self._room = Gate(max_queued_price)
         self._input_room = Gate(max_input_bytes)
         self._places = Gate(pipeline.info.limits.max_items)
-        self._pace = Pace(time.monotonic)
+        self._pace = Pace(clock)
         self.num_admitted = 0
         self.num_released = 0
 
@@ -61,16 +69,13 @@ class Admission:
     async def at_once(self, item: Item) -> AsyncIterator[Item]:
         """Take the item now or refuse it, also when it would not be done before its deadline."""
         self._check(item)
-        units, deadline_s = price(item), item.parameters.deadline_s
-        if deadline_s is not None and not self._pace.admits(units, deadline_s):
-            raise Exhausted("TOO_LATE", "the server is too busy for this deadline", retry_after_s=RETRY_AFTER_S)
-        if not self._room.try_enter(units):
+        if not self._room.try_enter(price(item)):
             raise Exhausted("NO_ROOM", "the server is full", retry_after_s=RETRY_AFTER_S)
         try:
-            with self._place(), self._counted(), self._pace.holding(units, deadline_s):
+            with self._place(), self._paced(item), self._counted():
                 yield item
         finally:
-            self._room.leave(units)
+            self._room.leave(price(item))
 
     async def _enter(self, item: Item, held: list[tuple[Gate, int]]) -> None:
         """Take all that the item needs, one after another; `held` is what it has, whatever happens."""
@@ -92,6 +97,18 @@ class Admission:
             yield
         finally:
             self._places.leave(1)
+
+    @contextmanager
+    def _paced(self, item: Item) -> Iterator[None]:
+        """Refuse an item that would not be painted before its deadline; what paints nothing takes hardly any time."""
+        units, deadline_s = price(item), item.parameters.deadline_s
+        if item.parameters.stop_after is not Stage.IMAGE:
+            yield
+            return
+        if deadline_s is not None and not self._pace.admits(units, deadline_s):
+            raise Exhausted("TOO_LATE", "the server is too busy for this deadline", retry_after_s=RETRY_AFTER_S)
+        with self._pace.holding(units, deadline_s):
+            yield
 
     def _check(self, item: Item) -> None:
         if price(item) > self._max_item_price:

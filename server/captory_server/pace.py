@@ -2,55 +2,71 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
-IN_TIME = 0.95  # of a deadline: what took longer counts as late, so that few really are
-FEW = 8  # calls that are never too many: they share a batch
-LOWER = 0.9
-RAISE = 0.05  # by as much work as is held
+AIM = 0.7  # of a deadline: what is let in while the server is wary should be done by then
+IN_TIME = 0.95  # of a deadline: what took longer counts as late
+FEW = 8  # calls with a deadline that are always let in: too few to judge by
+ENOUGH = 4  # calls that are finished during another: fewer tell too little of the pace
+WARY_S = 10.0  # after a call was late, or was refused for it
+LOWER = 0.8  # of the pace that was believed, after a late call; the others that were there then are late for the same
+SLOWER = 0.95  # after one in time, during which less was finished
 
 
 class Pace:
-    """How much work a second the server is believed to finish: what was late lowers it, what was in time raises it.
+    """How much work a second is finished while there is enough of it; work is counted in units of price.
 
-    By Little's law, work that finds `held` before it is done after held / per_s. Before anything was late nothing is
-    refused. Work is counted in units of price. Up by little and down by much, as networks avoid congestion (Chiu and
-    Jain 1989), and up only while there is as much work that it matters.
+    While nothing is late nothing is refused. For a while after something was, work is let in that is done before its
+    deadline at the pace that is believed, by Little's law. The pace is what was finished while a call was there that
+    was in time. Work is done in order of arrival, so calls with long deadlines, or none, may take the room that hurried
+    ones do not find.
     """
 
     def __init__(self, clock: Callable[[], float]) -> None:
         self._clock = clock
-        self._per_s = math.inf
+        self._per_s = 0.0  # 0: none was seen
         self._held = 0
-        self._num_held = 0
-        self._excused = 0  # work that was there when the pace was lowered, and is late for the same reason
+        self._num_judged = 0
+        self._finished = 0
+        self._num_finished = 0
+        self._wary_until_s = clock()
+        self._excused = 0  # work that was there when the pace was lowered
 
     def admits(self, units: int, deadline_s: float) -> bool:
-        """Whether work that has so long would be done in time."""
-        return self._num_held < FEW or self._held + units <= deadline_s * self._per_s
+        """Whether work that has so long would probably be done in time."""
+        if deadline_s < 1e-6:  # the clock's grain
+            return False
+        if self._num_judged < FEW or self._clock() >= self._wary_until_s:
+            return True
+        fits = self._held + units <= AIM * deadline_s * self._per_s
+        if not fits:
+            self._wary_until_s = self._clock() + WARY_S
+        return fits
 
     @contextmanager
     def holding(self, units: int, deadline_s: float | None) -> Iterator[None]:
-        """Count the work while the block runs, and learn from how long that was."""
+        """Count the work while the block runs, and learn from what is finished meanwhile."""
         self._held += units
-        self._num_held += 1
-        found, among, arrival_s = self._held, self._num_held, self._clock()
+        self._num_judged += deadline_s is not None
+        among, arrival_s, finished, num_finished = self._num_judged, self._clock(), self._finished, self._num_finished
         try:
             yield
+            self._finished += units
+            self._num_finished += 1
         finally:
+            took_s, enough = self._clock() - arrival_s, self._num_finished - num_finished >= ENOUGH
+            if deadline_s is not None and max(among, self._num_judged) >= FEW:
+                if took_s > IN_TIME * deadline_s:
+                    self._lower(took_s)
+                elif enough and took_s > 0:
+                    self._per_s = max((self._finished - finished) / took_s, SLOWER * self._per_s)
             self._held -= units
-            self._num_held -= 1
+            self._num_judged -= deadline_s is not None
             self._excused = max(0, self._excused - units)
-            if deadline_s is not None and among > FEW:
-                took_s = max(self._clock() - arrival_s, 1e-6)
-                self._learn(units / found, found / took_s, found / (IN_TIME * deadline_s))
 
-    def _learn(self, share: float, per_s: float, wanted_per_s: float) -> None:
-        """From work that was a `share` of what was held, and went at `per_s` where `wanted_per_s` was in time."""
-        if per_s < wanted_per_s and not self._excused:
-            self._per_s = min(LOWER * self._per_s, per_s)
+    def _lower(self, took_s: float) -> None:
+        self._wary_until_s = self._clock() + WARY_S
+        if not self._excused:
             self._excused = self._held
-        elif per_s >= wanted_per_s >= self._per_s / 2:
-            self._per_s *= 1 + RAISE * share
+            self._per_s = LOWER * (self._per_s or self._held / took_s)

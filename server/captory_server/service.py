@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import math
 from collections.abc import AsyncGenerator, AsyncIterator
 from contextlib import aclosing
 from dataclasses import replace
@@ -113,7 +112,8 @@ class CaptoryService(captory_pb2_grpc.CaptoryServicer):
 
 def _hurry(item: Item, context: Any) -> Item:
     """The item with the sooner of its own deadline and its call's."""
-    own_s, call_s = item.parameters.deadline_s or math.inf, context.time_remaining() or math.inf
-    if math.isinf(sooner_s := min(own_s, call_s)):
+    both = item.parameters.deadline_s, context.time_remaining()
+    sooner_s = min((deadline_s for deadline_s in both if deadline_s is not None), default=None)
+    if sooner_s is None:
         return item
     return replace(item, parameters=replace(item.parameters, deadline_s=sooner_s))

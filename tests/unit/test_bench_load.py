@@ -13,7 +13,7 @@ from families import fake_repository
 
 from captory_bench.load import loadgen_child
 from captory_bench.load import measure as load
-from captory_bench.load.client import REFUSED, Answer, Load
+from captory_bench.load.client import EXPIRED, REFUSED, Answer, Load
 from captory_bench.load.loadgen import SUMMARY as SUMMARY_FILE
 from captory_bench.load.loadgen import Verdict, read_run, read_summary
 from captory_bench.load.loadgen_child import FAILURES, OFFLINE, SERVER, LoadRun
@@ -82,7 +82,8 @@ def offered(num_good: int) -> Load:
     late = [Answer(1.0, 0.6, "", JOB, IMAGE)]
     after = [Answer(9.8, 0.4, "", JOB, IMAGE)]  # in time, but past the seconds that count
     refused = [Answer(2.0, ms / 1000, REFUSED, JOB) for ms in (10, 20, 30)]
-    return Load(10.0, [*good, *late, *after, *refused])
+    expired = [Answer(3.0, 0.5, EXPIRED, JOB)]
+    return Load(10.0, [*good, *late, *after, *refused, *expired])
 
 
 def test_goodput_is_what_came_in_time() -> None:
@@ -90,6 +91,7 @@ def test_goodput_is_what_came_in_time() -> None:
     assert answers.goodput_per_s(bound_s=0.5) == 2.0
     assert answers.refusals_s == [0.01, 0.02, 0.03]
     assert answers.num_failed == 0
+    assert answers.num_late(bound_s=0.5) == 2
     assert 0.4 <= answers.p99_s <= 0.6
     assert Load(1.0, [Answer(0.0, 0.1, "UNAVAILABLE", JOB)]).num_failed == 1
 
@@ -108,7 +110,7 @@ def test_goodput_is_held_against_the_highest_rate(measured: Measured) -> None:
     assert [targets[f"goodput_over_peak_at_{m}x"]["value"] for m in (1, 2, 10)] == pytest.approx([1.0, 0.95, 0.75])
     assert [targets[f"goodput_over_peak_at_{m}x"]["met"] for m in (1, 2, 10)] == [True, True, False]
     assert targets["refusal_p99_ms"]["met"]
-    assert figures["goodput"]["1"][0]["late"] == 1
+    assert figures["goodput"]["1"][0]["late"] == 2
     assert load_tables(figures | {"machine": MACHINE | {"load_average": [0.0, 0.0, 0.0]}})
 
 

@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import asyncio
+from contextlib import AsyncExitStack
 from dataclasses import replace
+from typing import Any
 
 import pytest
+from clocks import Clock
 from fakes import DEFAULTS, LIMITS, FakePipeline, family_info
 
 from captory_engine.errors import Exhausted, Expired, InvalidInput
 from captory_engine.items import Item, Sample, Stage
 from captory_server.admission import Admission, price
 from captory_server.gate import Gate
+from captory_server.pace import FEW
 
 ITEM = Item("a", DEFAULTS, (Sample(0, 0, 1), Sample(0, 1, 2)), prompt="x")
 
@@ -70,9 +74,9 @@ async def test_let_in_and_cancelled_in_the_same_breath_gives_back() -> None:
     assert gate.used == 0
 
 
-def admission(pipeline: FakePipeline, **limits: int) -> Admission:
+def admission(pipeline: FakePipeline, **settings: Any) -> Admission:
     return Admission(
-        pipeline, **{"max_item_price": 1 << 20, "max_queued_price": 1 << 20, "max_input_bytes": 1 << 20, **limits}
+        pipeline, **{"max_item_price": 1 << 20, "max_queued_price": 1 << 20, "max_input_bytes": 1 << 20, **settings}
     )
 
 
@@ -110,12 +114,50 @@ async def test_a_full_pipeline_gives_the_price_back() -> None:
         pass
 
 
+def hurried(deadline_s: float, stop_after: Stage = Stage.IMAGE) -> Item:
+    return replace(ITEM, parameters=replace(DEFAULTS, deadline_s=deadline_s, stop_after=stop_after))
+
+
+async def slow_office() -> Admission:
+    """Which has seen more calls miss a deadline of a second than it may hold then."""
+    clock = Clock()
+    office = admission(FakePipeline(family_info(limits=replace(LIMITS, max_items=64))), clock=clock)
+    async with AsyncExitStack() as stack:
+        for _ in range(2 * FEW):
+            await stack.enter_async_context(office.at_once(hurried(1.0)))
+        clock.now_s += 2 * FEW
+    return office
+
+
+async def test_what_would_miss_its_deadline_is_refused_with_a_hint() -> None:
+    office = await slow_office()
+    async with AsyncExitStack() as stack:
+        for _ in range(FEW):
+            await stack.enter_async_context(office.at_once(hurried(1.0)))
+        with pytest.raises(Exhausted, match="too busy for this deadline") as refused:
+            async with office.at_once(hurried(1.0)):
+                pass
+        assert refused.value.retry_after_s > 0
+        async with office.at_once(hurried(600.0)), office.at_once(ITEM), office.at_once(hurried(1.0, Stage.CAPTION)):
+            pass
+    assert office.num_admitted == office.num_released
+    assert office._room.used == office._places.used == 0
+
+
+async def test_captions_take_no_place_of_images() -> None:
+    office = await slow_office()
+    async with AsyncExitStack() as stack:
+        for _ in range(2 * FEW):
+            await stack.enter_async_context(office.at_once(hurried(1.0, Stage.CAPTION)))
+        async with office.at_once(hurried(1.0)):
+            assert office.num_admitted - office.num_released == 2 * FEW + 1
+
+
 async def test_the_deadline_counts_while_an_item_waits() -> None:
     office = admission(FakePipeline(family_info(limits=replace(LIMITS, max_items=1))))
-    hurried = replace(ITEM, parameters=replace(DEFAULTS, deadline_s=0.001))
     async with office.waiting(ITEM):
         with pytest.raises(Expired):
-            async with office.waiting(hurried):
+            async with office.waiting(hurried(0.001)):
                 pass
     assert office.num_admitted == office.num_released == 1
     async with office.waiting(replace(ITEM, parameters=replace(DEFAULTS, deadline_s=60.0))) as ready:

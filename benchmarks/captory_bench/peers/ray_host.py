@@ -26,7 +26,7 @@ class PaintService:
 
     def __init__(self, argument: str) -> None:
         hosting = Hosting.from_argument(argument)
-        self._painter = Painter(hosting.conditions, together=hosting.setting.together)
+        self._painter = Painter(hosting.conditions)
         self._paint.set_max_batch_size(hosting.setting.batch_size)
         self._paint.set_batch_wait_timeout_s(hosting.setting.wait_s)
 
