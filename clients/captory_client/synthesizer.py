@@ -10,6 +10,7 @@ from captory_client.errors import ClientError, reason_of
 from captory_client.settle import check
 from captory_client.wire import items_to_wire, wire_ids
 from captory_client.workshop import Workshop
+from captory_data.dataset import MODE_SHA256
 from captory_data.errors import TransportError
 from captory_data.identity import Wanted
 from captory_data.outcomes import Failure, Finished, ItemDone, Outcome, StageDone, Started, WorkItem
@@ -45,7 +46,7 @@ class Synthesizer:
         try:
             client, info = await self._workshop.client(), await self._workshop.info()
             check(self._spec, info)
-            start = started(info)
+            start = started(info, self._spec.mode)
             if start.notice:
                 self._notify(start.notice)
             yield start
@@ -88,13 +89,14 @@ class Synthesizer:
             yield ItemDone(part.key, dict(done.stage_seconds))
 
 
-def started(info: pb.ServerInfo) -> Started:
-    """What makes the results."""
+def started(info: pb.ServerInfo, mode: str) -> Started:
+    """What makes the results. A server of before the instruction files has no digest of the mode."""
+    digest = {MODE_SHA256: info.mode_sha256[mode]} if mode in info.mode_sha256 else {}
     return Started(
         models={model.name: model.sha256 for model in info.models},
         backend=info.backend,
         notice=IN_WORLD_ONLY.format(family=info.family) if info.in_world_only else "",
-        versions={"server": info.version},
+        versions={"server": info.version, **digest},
     )
 
 
@@ -113,6 +115,9 @@ def _finished(part: _Part, image: pb.ImageResult) -> Finished:
         token_policy=made.token_policy,
         backend=made.backend,
         writer=made.writer,
+        mode_sha256=made.mode_sha256,
+        attributes=tuple(made.attributes),
+        synthetic_captions=tuple(made.synthetic_captions),
     )
 
 

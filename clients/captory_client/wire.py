@@ -44,6 +44,7 @@ def items_to_wire(work: WorkItem, spec: JobSpec, limits: pb.Limits) -> Iterator[
             samples=[
                 pb.Sample(prompt_index=one.prompt_index, sample_index=one.sample_index, seed=one.seed) for one in wanted
             ],
+            attributes=filter(None, map(_clean, work.attributes)),
         )
         _set_input(item, work, limits)
         yield item, wanted

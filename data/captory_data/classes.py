@@ -7,7 +7,7 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import yaml
 
@@ -17,6 +17,7 @@ from captory_data.keys import safe_key
 MAX_CLASSES = 100_000
 MAX_CLASS_FILE_BYTES = 16 << 20
 HEADERS = (("class_id", "class_name"), ("id", "name"))
+RAW, CURATED = "raw", "curated"
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,47 +40,72 @@ class Classes:
         return sorted(self.names)
 
 
-def read_classes(path: Path) -> Classes:
-    """A CSV (two columns, header optional), JSON or YAML file: class id to display name.
+class Named(NamedTuple):
+    """One line of a classes file: a class with its raw name, and the curated one if the file has such."""
+
+    id: str
+    raw: str
+    curated: str = ""
+
+
+def read_classes(path: Path, which: str = RAW) -> Classes:
+    """The raw or the curated names of a CSV, JSON or YAML file of classes.
+
+    A CSV has two columns, id and name (a header is optional), or three under the header id, name, curated. In JSON and
+    YAML each id stands for its name, or for an object of name and curated.
 
     Raises:
-        SourceError: it cannot be read, or is no such mapping.
+        SourceError: it cannot be read, is no such file, or has not the names that are asked for.
     """
     try:
         if path.stat().st_size > MAX_CLASS_FILE_BYTES:
             raise SourceError(f"{path} is larger than {MAX_CLASS_FILE_BYTES} bytes")
-        pairs = _pairs(path.suffix.lower(), path.read_text(encoding="utf-8-sig"))
+        rows = _rows(path.suffix.lower(), path.read_text(encoding="utf-8-sig"))
     except (OSError, ValueError, csv.Error, yaml.YAMLError) as error:
         raise SourceError(f"classes file {path}: {error}") from error
-    names = {safe_key(class_id): name for class_id, name in pairs}
-    if not names or len(names) < len(pairs) or not all(key and name for key, name in pairs):
+    names = {safe_key(row.id): row.raw if which == RAW else row.curated for row in rows}
+    if not names or len(names) < len(rows) or not all(row.id and row.raw for row in rows):
         raise SourceError(f"classes file {path}: each class id is given once, with a name")
+    lacking = next((class_id for class_id, name in names.items() if not name), None)
+    if lacking is not None:
+        raise SourceError(f"classes file {path}: class {lacking} has no {which} name")
     return Classes(names, closed=True)
 
 
-def _pairs(suffix: str, text: str) -> list[tuple[str, str]]:
+def _rows(suffix: str, text: str) -> list[Named]:
     if suffix == ".csv":
-        return _csv_pairs(text)
+        return _csv_rows(text)
     if suffix == ".json":
-        return _mapping_pairs(json.loads(text))
+        return _mapping_rows(json.loads(text))
     if suffix in (".yaml", ".yml"):
-        return _mapping_pairs(yaml.safe_load(text))
+        return _mapping_rows(yaml.safe_load(text))
     raise ValueError("the name must end in .csv, .json, .yaml or .yml")
 
 
-def _csv_pairs(text: str) -> list[tuple[str, str]]:
-    rows = [tuple(cell.strip() for cell in row) for row in csv.reader(text.splitlines()) if row]
-    if rows and rows[0] in HEADERS:
-        rows = rows[1:]
-    if any(len(row) != 2 for row in rows):
-        raise ValueError("each row has two columns: class id, display name")
-    return [(row[0], row[1]) for row in rows]
+def _csv_rows(text: str) -> list[Named]:
+    rows = [[cell.strip() for cell in row] for row in csv.reader(text.splitlines()) if row]
+    header = rows.pop(0) if rows and tuple(rows[0][:2]) in HEADERS and rows[0][2:] in ([], [CURATED]) else HEADERS[0]
+    if any(len(row) != len(header) for row in rows):
+        raise ValueError("each row has two columns, id and name, or three under the header id,name,curated")
+    return [Named(*row) for row in rows]
 
 
-def _mapping_pairs(value: Any) -> list[tuple[str, str]]:
-    scalar = (str, int)
-    if not isinstance(value, dict) or not all(isinstance(part, scalar) for pair in value.items() for part in pair):
-        raise ValueError("it must map class ids to display names (quote words such as yes and no)")
-    if any(isinstance(part, bool) for pair in value.items() for part in pair):
+def _mapping_rows(value: Any) -> list[Named]:
+    if not isinstance(value, dict):
+        raise ValueError("it must map class ids to display names")
+    return [_mapping_row(class_id, names) for class_id, names in value.items()]
+
+
+def _mapping_row(class_id: Any, names: Any) -> Named:
+    given = names if isinstance(names, dict) else {"name": names}
+    if not given.keys() <= {"name", CURATED} or "name" not in given:
+        raise ValueError("each class id has a name, or an object of name and curated")
+    return Named(_scalar(class_id), _scalar(given["name"]), _scalar(given.get(CURATED, "")))
+
+
+def _scalar(value: Any) -> str:
+    if isinstance(value, bool):
         raise ValueError("a class id or name was read as true or false: quote it")
-    return [(str(key), str(name)) for key, name in value.items()]
+    if not isinstance(value, str | int):
+        raise ValueError("class ids and names are texts (quote words such as yes and no)")
+    return str(value)

@@ -21,6 +21,8 @@ from captory_data.records import Record
 from captory_data.rows import ClassRow, FailureRow, GalleryRow, StoredJob
 from captory_data.spec import JobSpec, differing
 
+MODE_SHA256 = "mode_sha256"  # among the versions: of the instruction file of the job's mode
+
 
 class Batch(NamedTuple):
     """What is published together."""
@@ -71,11 +73,13 @@ class Dataset:
         """Write down what makes the images, or check that it is what made the earlier ones.
 
         Raises:
-            SpecError: other models.
+            SpecError: other models, or another instruction file of the job's mode.
         """
         stored = self.job.models
         if stored is not None and stored != dict(models):
             raise SpecError(f"{self.out} was made with other models: {_listed(differing(stored, dict(models)))}")
+        if self.job.versions.get(MODE_SHA256, versions.get(MODE_SHA256)) != versions.get(MODE_SHA256):
+            raise SpecError(f"{self.out} was made with another instruction file of mode {self.job.spec.mode}")
         self.ledger.set_maker(models, backend, notice, versions)
         job = self.ledger.job()
         if job is not None:

@@ -31,9 +31,8 @@ class ReadItem:
         """As it goes to the maker."""
         item, payload = self.planned.item, self.payload
         wanted = self.planned.wanted
-        return WorkItem(
-            item.key, item.class_id, item.class_name, wanted, payload.image, payload.caption, payload.prompt
-        )
+        words = payload.image, payload.caption, payload.prompt, payload.attributes
+        return WorkItem(item.key, item.class_id, item.class_name, wanted, *words)
 
 
 class Feed:

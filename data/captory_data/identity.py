@@ -21,7 +21,7 @@ IDENTITY_FIELDS = (
     "height",
     "negative_prompt",
 )
-ONE_PROMPT_AN_IMAGE = ("rewrite", "recap-mix")
+ONE_PROMPT_AN_IMAGE = ("rewrite", "recap-mix", "face", "closed-loop")
 
 
 class Wanted(NamedTuple):

@@ -53,6 +53,13 @@ class KeyIndex:
         self._length += added
         return added
 
+    def __getitem__(self, key: str) -> str:
+        """The text of a key. Raises `KeyError`."""
+        row = self._db.execute("SELECT value FROM entry WHERE key = ?", (key,)).fetchone()
+        if row is None:
+            raise KeyError(key)
+        return str(row[0])
+
     def __iter__(self) -> Iterator[tuple[str, str]]:
         last = ""
         query = "SELECT key, value FROM entry WHERE key > ? ORDER BY key LIMIT ?"

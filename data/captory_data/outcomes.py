@@ -10,7 +10,10 @@ from captory_data.identity import Wanted
 
 @dataclass(frozen=True, slots=True)
 class WorkItem:
-    """One item to make images of, named by `wanted`. Exactly one of `image`, `caption` and `prompt` is given."""
+    """One item to make images of, named by `wanted`. Exactly one of `image`, `caption` and `prompt` is given.
+
+    `attributes` stand beside it, for a mode that makes its prompt of them.
+    """
 
     key: str
     class_id: str | None
@@ -19,6 +22,7 @@ class WorkItem:
     image: bytes | None = None
     caption: str | None = None
     prompt: str | None = None
+    attributes: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,6 +48,7 @@ class Finished:
     """One image of the item `key`: encoded bytes, and what only its maker knows.
 
     `writer` says who wrote the prompt: "template", "model", "fallback" (the model's words were refused) or "client".
+    `mode_sha256` is that of the mode's instruction file; `synthetic_captions` are those of a closed loop's drafts.
     """
 
     key: str
@@ -57,6 +62,9 @@ class Finished:
     token_policy: str = ""
     backend: str = ""
     writer: str = ""
+    mode_sha256: str = ""
+    attributes: tuple[str, ...] = ()
+    synthetic_captions: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

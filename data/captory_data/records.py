@@ -14,6 +14,9 @@ class Record:
     """One image's provenance. Field names are the dataset's; sizes are pixels, `models` maps names to sha256.
 
     `writer` says who wrote the prompt: "template", "model", "fallback" or "client"; empty where it is not known.
+    `caption_source` is the key of the source whose caption it is, in the control arms where that is another's.
+    `mode_sha256` is that of the mode's instruction file. `synthetic_captions` are those of a closed loop's drafts, in
+    order: the prompt is made of the last, `caption` is the real image's.
     """
 
     id: str
@@ -42,6 +45,10 @@ class Record:
     pixel_sha256: str
     digital_source_type: str = DIGITAL_SOURCE_TYPE
     writer: str = ""
+    caption_source: str = ""
+    mode_sha256: str = ""
+    attributes: tuple[str, ...] = ()
+    synthetic_captions: tuple[str, ...] = ()
 
     def dumps(self) -> str:
         """As one line of JSON, keys sorted."""
@@ -58,8 +65,10 @@ class Record:
         if not isinstance(values, dict) or values.keys() | OPTIONAL_FIELDS != RECORD_FIELDS:
             raise ValueError("the fields are not a record's")
         start, stop = values["guidance_interval"]
-        return cls(**{**values, "guidance_interval": (float(start), float(stop))})
+        listed = {name: tuple(map(str, values.get(name, ()))) for name in ("attributes", "synthetic_captions")}
+        return cls(**{**values, **listed, "guidance_interval": (float(start), float(stop))})
 
 
 RECORD_FIELDS = frozenset(field.name for field in fields(Record))
-OPTIONAL_FIELDS = frozenset(["writer"])  # which the first records lack
+# Which earlier records lack.
+OPTIONAL_FIELDS = frozenset(["writer", "caption_source", "mode_sha256", "attributes", "synthetic_captions"])

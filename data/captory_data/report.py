@@ -53,6 +53,16 @@ class ShownSource:
         return self.images[0].record.caption if self.images else ""
 
     @property
+    def caption_source(self) -> str:
+        """The key of the source whose picture and caption these are, where it is another's."""
+        return self.images[0].record.caption_source if self.images else ""
+
+    @property
+    def synthetic_captions(self) -> list[str]:
+        """What the captioner said of a closed loop's drafts, in order."""
+        return list(dict.fromkeys(words for image in self.images for words in image.record.synthetic_captions))
+
+    @property
     def prompts(self) -> list[str]:
         """The different prompts, in order."""
         return list(dict.fromkeys(image.record.prompt for image in self.images))

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
-from captory_data.classes import MAX_CLASSES, Classes, read_classes
+from captory_data.classes import MAX_CLASSES, RAW, Classes, read_classes
 from captory_data.errors import ItemError, Reason, SourceError
 from captory_data.keys import KeyIndex, safe_key
 from captory_data.sources.entry import IMAGE_SUFFIXES, Entry, Scan
@@ -22,22 +22,32 @@ LOOKED_FOR = f"images ({SUFFIXES}) in it or in class folders, {' or '.join(METAD
 
 @dataclass(frozen=True, slots=True)
 class Payload:
-    """What an item brings into the pipeline: exactly one of the three."""
+    """What an item brings into the pipeline: exactly one of image, caption and prompt, and the attributes if any."""
 
     image: bytes | None = None
     caption: str | None = None
     prompt: str | None = None
+    attributes: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
 class SourceItem:
-    """One item of an input. The key is unique in it; `class_id` is None without a class."""
+    """One item of an input. The key is unique in it; `class_id` is None without a class.
+
+    Where there is a `partner`, the item is that one's image or caption under its own key and class.
+    """
 
     key: str
     class_id: str | None
     class_name: str
     root: Path
     entry: Entry
+    partner: SourceItem | None = None
+
+    @property
+    def caption_source(self) -> str:
+        """The key of the item whose image or caption this is, where it is another's."""
+        return self.partner.key if self.partner else ""
 
     def load(self) -> Payload:
         """Read the item.
@@ -45,14 +55,32 @@ class SourceItem:
         Raises:
             ItemError: it cannot be used; the reason says why.
         """
+        if self.entry.reason is not None:
+            raise ItemError(self.entry.reason, self.entry.message)
+        if self.partner is None:
+            return self._load()
+        try:
+            return self.partner._load()
+        except ItemError as error:
+            raise ItemError(error.reason, f"its partner {self.partner.key}: {error.message}") from error
+
+    @property
+    def can_lend(self) -> bool:
+        """Whether its image or caption can stand for another's."""
+        return self.entry.reason is None and self.entry.prompt is None
+
+    def broken(self, error: ItemError) -> SourceItem:
+        """This item, which only says why it cannot be used."""
+        return replace(self, entry=Entry.broken(error))
+
+    def _load(self) -> Payload:
         entry = self.entry
-        if entry.reason is not None:
-            raise ItemError(entry.reason, entry.message)
         if entry.prompt is not None:
             return Payload(prompt=entry.prompt)
+        attributes = tuple(one.strip() for one in (entry.attributes or "").split(";") if one.strip())
         if entry.caption is not None:
-            return Payload(caption=entry.caption)
-        return Payload(image=read_span(self.root, entry.path or "", entry.offset, entry.size))
+            return Payload(caption=entry.caption, attributes=attributes)
+        return Payload(read_span(self.root, entry.path or "", entry.offset, entry.size), attributes=attributes)
 
 
 class Source:
@@ -78,6 +106,10 @@ class Source:
     def __iter__(self) -> Iterator[SourceItem]:
         for key, text in self._index:
             yield self._item(key, Entry.loads(text))
+
+    def __getitem__(self, key: str) -> SourceItem:
+        """The item with this key. Raises `KeyError`."""
+        return self._item(key, Entry.loads(self._index[key]))
 
     def close(self) -> None:
         """Free the index."""
@@ -109,17 +141,24 @@ class Source:
 
 
 def open_source(
-    path: Path, *, classes: Path | None = None, recaption: bool = False, exclude: Path | None = None
+    path: Path,
+    *,
+    classes: Path | None = None,
+    class_names: str = RAW,
+    recaption: bool = False,
+    exclude: Path | None = None,
 ) -> Source:
     """An input folder or tar as a `Source`.
 
-    `classes` is a file of display names; `recaption` puts images through the captioner even where captions or
-    prompts are given; `exclude` is a folder below `path` to pass over (the output).
+    `classes` is a file of names, `class_names` says which of them, raw or curated. `recaption` puts images through the
+    captioner even where captions or prompts are given; `exclude` is a folder below `path` to pass over (the output).
 
     Raises:
         SourceError: there is nothing to work on, with what was looked for.
     """
-    known = read_classes(classes) if classes else None
+    if classes is None and class_names != RAW:
+        raise SourceError(f"{class_names} class names come from a classes file, and none is given")
+    known = read_classes(classes, class_names) if classes else None
     try:
         root = path.resolve(strict=True)
         if exclude is not None and exclude.resolve() == root:

@@ -10,7 +10,10 @@ from typing import Any
 from captory_data.errors import SpecError
 
 WHOLE_SCHEDULE = (0.0, 1.0)
-MODES = ("basic", "cip", "caption-only", "recap-short", "recap-long", "recap-mix", "rewrite")
+MODES = (
+    *("basic", "cip", "caption-only", "recap-short", "recap-long", "recap-mix", "rewrite", "face", "closed-loop"),
+    *("shuffled", "cross-class"),
+)
 CHOICES = {
     "mode": MODES,
     "image_format": ("png", "webp"),

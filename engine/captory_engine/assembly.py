@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import asyncio
-from contextlib import ExitStack
+from collections.abc import Mapping
+from contextlib import AsyncExitStack, ExitStack
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
 from captory_engine.cache import LruCache, SingleFlight
+from captory_engine.captioning import Captioner, EmbeddedCaptioner
+from captory_engine.codecs import Codecs
 from captory_engine.device import Device, StepEngine
 from captory_engine.diffusion.samplers import samplers_of
 from captory_engine.engines.batching import BatchRule
@@ -18,10 +22,11 @@ from captory_engine.engines.denoiser import Denoiser
 from captory_engine.engines.single_step import SingleStep
 from captory_engine.engines.token_decoder import DecoderShape, TokenDecoder
 from captory_engine.errors import BadModel
-from captory_engine.family import Family, find_family
+from captory_engine.family import Family, LocatedFamily, find_family
 from captory_engine.images import encode_image
 from captory_engine.info import FamilyInfo, Limits, ModelInfo
 from captory_engine.items import Captioned, Failed, ImageFormat, Item, Mode, Parameters, Sample
+from captory_engine.modes import Modes, PromptPlan, read_modes
 from captory_engine.pipeline import Pipeline
 from captory_engine.profiles import cache_path, measured
 from captory_engine.repository import open_model
@@ -36,8 +41,13 @@ from captory_engine.sessions.options import (
     available_cpus,
 )
 from captory_engine.sessions.registry import open_session
-from captory_engine.stages import Captioner, Painter, Rewritten, Writer, schedule_of
+from captory_engine.stages import EmbeddedWriter, Painter, schedule_of
 from captory_engine.tokenizer import PromptTokenizer, Tokenizer
+from captory_engine.vllm.options import VllmOptions
+from captory_engine.wording import Worded, Wording, Writer
+
+if TYPE_CHECKING:
+    from captory_engine.vllm.server import Server
 
 CACHED_CAPTIONS = 4096
 CACHED_TEXTS = 1024
@@ -52,6 +62,8 @@ class EngineConfig:
 
     `num_threads` are shared by `num_lanes`; 0: every CPU that this process may use, and as many lanes as pay.
     Batch sizes are `profiles`, or those that were measured and kept, or measured now where `measure` is set.
+    Instruction files in the folder `modes` take the place of the shipped ones. A `writer` and a `captioner` on vLLM,
+    `vllm://HOST:PORT` or `vllm:REF`, take the place of the family's own.
     """
 
     repository: Path
@@ -66,6 +78,20 @@ class EngineConfig:
     torch: TorchOptions = field(default_factory=TorchOptions)
     triton: TritonOptions = field(default_factory=TritonOptions)
     tensorrt: TensorRtOptions = field(default_factory=TensorRtOptions)
+    modes: Path | None = None
+    writer: str = ""
+    captioner: str = ""
+    vllm: VllmOptions = field(default_factory=VllmOptions)
+
+
+class _OnVllm(NamedTuple):
+    """What is on vLLM. A writer that `chats` takes any task, another only those of the family's templates."""
+
+    servers: Mapping[str, Server] = MappingProxyType({})
+    models: Mapping[str, ModelInfo] = MappingProxyType({})
+    writer: Writer | None = None
+    chats: bool = False
+    captioner: Server | None = None
 
 
 # Where nothing was measured: small graphs, one CPU core a lane. Costs are milliseconds a row.
@@ -81,16 +107,45 @@ PROFILES = {
 
 async def open_pipeline(config: EngineConfig) -> Pipeline:
     """Load, verify and warm up. Raises `BadModel` for whatever the repository lacks or has too much of."""
+    modes = await asyncio.to_thread(read_modes, config.modes)
     located = await asyncio.to_thread(find_family, config.repository, config.family)
-    sessions = await asyncio.to_thread(open_sessions, located.root, located.family, config)
-    profiles = await asyncio.to_thread(_profiles, located.family, sessions, config)
-    pipeline = _build(located.root, located.family, sessions, profiles, config)
+    async with AsyncExitStack() as unless_built:
+        on_vllm = await _open_on_vllm(located, config, unless_built)
+        here = located.family.model_copy(update={"writer": None}) if on_vllm.writer else located.family
+        sessions = await asyncio.to_thread(open_sessions, located.root, here, config)
+        profiles = await asyncio.to_thread(_profiles, here, sessions, config)
+        pipeline = _build(located, modes, sessions, profiles, config, on_vllm)
+        unless_built.pop_all()
     try:
         await _warm_up(pipeline)
     except Exception as error:
         await pipeline.close()
         raise BadModel("WARM_UP", f"the family {located.family.name!r} is loaded but cannot paint") from error
     return pipeline
+
+
+async def _open_on_vllm(located: LocatedFamily, config: EngineConfig, unless_built: AsyncExitStack) -> _OnVllm:
+    """Reach or start the servers that are named; one may be both writer and captioner."""
+    if not (config.writer or config.captioner):
+        return _OnVllm()
+    from captory_engine.vllm.captioner import captioner_info, check_vision
+    from captory_engine.vllm.server import open_server
+    from captory_engine.vllm.writer import ChatWriter, open_writer
+
+    servers: dict[str, Server] = {}
+    for value in filter(None, dict.fromkeys((config.writer, config.captioner))):
+        servers[value] = await open_server(value, config.vllm)
+        unless_built.push_async_callback(servers[value].close)
+    models: dict[str, ModelInfo] = {}
+    writer = None
+    if config.writer:
+        spec, server = located.family.writer, servers[config.writer]
+        writer = await open_writer(server, spec, Tokenizer(located.root / spec.tokenizer) if spec else None)
+        models["vllm_writer"] = server.info
+    if config.captioner:
+        await check_vision(servers[config.captioner])
+        models["vllm_captioner"] = captioner_info(servers[config.captioner])
+    return _OnVllm(servers, models, writer, isinstance(writer, ChatWriter), servers.get(config.captioner))
 
 
 def open_sessions(root: Path, family: Family, config: EngineConfig) -> dict[str, Session]:
@@ -141,16 +196,47 @@ def _profiles(family: Family, sessions: dict[str, Session], config: EngineConfig
 
 
 def _build(
-    root: Path, family: Family, sessions: dict[str, Session], profiles: dict[str, Profile], config: EngineConfig
+    located: LocatedFamily,
+    modes: Modes,
+    sessions: dict[str, Session],
+    profiles: dict[str, Profile],
+    config: EngineConfig,
+    on_vllm: _OnVllm,
 ) -> Pipeline:
-    device = Device(_engines(family, sessions, profiles), num_lanes=num_lanes(config))
+    root, family = located
+    device, codecs = Device(_engines(family, sessions, profiles), num_lanes=num_lanes(config)), Codecs()
+    return Pipeline(
+        _info(family, modes, sessions, config.limits, on_vllm),
+        device,
+        _captioner(root, family, device, codecs, config.limits, on_vllm),
+        _wording(root, family, device, on_vllm),
+        Painter(device, family.painter, _prompt_tokenizers(root, family), CACHED_TEXTS),
+        modes,
+        codecs,
+        [*sessions.values()],
+        closers=[server.close for server in on_vllm.servers.values()],
+    )
+
+
+def _captioner(
+    root: Path, family: Family, device: Device, codecs: Codecs, limits: Limits, on_vllm: _OnVllm
+) -> Captioner:
     captions = SingleFlight(LruCache[Captioned](CACHED_CAPTIONS, CACHED_CAPTIONS << 10, lambda words: len(words.text)))
-    captioner = Captioner(device, family.captioner, Tokenizer(root / family.captioner.tokenizer), captions)
-    spec = family.writer
-    rewrites = SingleFlight(LruCache[Rewritten](CACHED_CAPTIONS, CACHED_CAPTIONS << 10, lambda words: len(words.text)))
-    writer = Writer(device, spec, Tokenizer(root / spec.tokenizer), rewrites) if spec else None
-    painter = Painter(device, family.painter, _prompt_tokenizers(root, family), CACHED_TEXTS)
-    return Pipeline(_info(family, sessions, config.limits), device, captioner, writer, painter, [*sessions.values()])
+    if on_vllm.captioner is not None:
+        from captory_engine.vllm.captioner import VllmCaptioner
+
+        return VllmCaptioner(on_vllm.captioner, captions, codecs, limits.max_image_pixels)
+    tokenizer = Tokenizer(root / family.captioner.tokenizer)
+    return EmbeddedCaptioner(device, family.captioner, tokenizer, captions, codecs, limits.max_image_pixels)
+
+
+def _wording(root: Path, family: Family, device: Device, on_vllm: _OnVllm) -> Wording | None:
+    """The language model, if there is one."""
+    writer = on_vllm.writer
+    if writer is None and family.writer is not None:
+        writer = EmbeddedWriter(device, family.writer, Tokenizer(root / family.writer.tokenizer))
+    words = LruCache[Worded](CACHED_CAPTIONS, CACHED_CAPTIONS << 10, lambda worded: len(worded.text or ""))
+    return Wording(writer, SingleFlight(words)) if writer else None
 
 
 def _prompt_tokenizers(root: Path, family: Family) -> dict[str, PromptTokenizer]:
@@ -175,7 +261,7 @@ def _engines(family: Family, sessions: dict[str, Session], profiles: dict[str, P
         SingleStep("vision", sessions[captioner.vision], profiles["vision"], wording),
         TokenDecoder("caption", sessions[captioner.decoder], words, profiles["caption"], wording),
     ]
-    if writer:
+    if writer and writer.decoder in sessions:
         shape = DecoderShape(
             writer.num_layers, writer.num_kv_heads, writer.head_dim, writer.max_positions, writer.eos_id
         )
@@ -188,20 +274,33 @@ def _engines(family: Family, sessions: dict[str, Session], profiles: dict[str, P
     ]
 
 
-def _info(family: Family, sessions: dict[str, Session], limits: Limits) -> FamilyInfo:
+def _info(family: Family, modes: Modes, sessions: dict[str, Session], limits: Limits, on_vllm: _OnVllm) -> FamilyInfo:
     defaults, (width, height) = family.painter.defaults, family.painter.sizes[0]
-    writes = family.writer is not None
+    offered = tuple(mode for mode, plan in modes.plans.items() if on_vllm.chats or _can_word(family, plan))
     return FamilyInfo(
         name=family.name,
-        models={name: ModelInfo(session.digest, session.backend) for name, session in sessions.items()},
+        models=_models(family, sessions, on_vllm),
         defaults=Parameters(defaults.steps, defaults.guidance_scale, defaults.sampler, width, height),
         sizes=family.painter.sizes,
         samplers=samplers_of(schedule_of(family.painter)),
-        modes=tuple(mode for mode in Mode if writes or mode is not Mode.REWRITE),
+        modes=offered,
         limits=limits,
         backend=sessions[family.painter.denoiser].backend,
         in_world_only=family.in_world_only,
+        mode_sha256={mode: modes.digests[mode] for mode in offered},
     )
+
+
+def _models(family: Family, sessions: dict[str, Session], on_vllm: _OnVllm) -> dict[str, ModelInfo]:
+    """What makes words and images; a captioner of the family's that is not asked is none of it."""
+    idle = {family.captioner.vision, family.captioner.decoder} if on_vllm.captioner else set()
+    own = {name: ModelInfo(one.digest, one.backend) for name, one in sessions.items() if name not in idle}
+    return own | dict(on_vllm.models)
+
+
+def _can_word(family: Family, plan: PromptPlan) -> bool:
+    """Whether the mode needs no language model, or the family's was trained for its task."""
+    return plan.instruction is None or (family.writer is not None and plan.instruction.task in family.writer.templates)
 
 
 async def _warm_up(pipeline: Pipeline) -> None:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 
 from captory_engine.items import Mode, Parameters
 
@@ -30,7 +31,10 @@ class Limits:
 
 @dataclass(frozen=True, slots=True)
 class FamilyInfo:
-    """The family that is served. `in_world_only`: what it makes of real photographs is outside what it learnt."""
+    """The family that is served. `in_world_only`: what it makes of real photographs is outside what it learnt.
+
+    `mode_sha256` are the digests of the modes' instruction files.
+    """
 
     name: str
     models: dict[str, ModelInfo]
@@ -41,3 +45,4 @@ class FamilyInfo:
     limits: Limits
     backend: str
     in_world_only: bool
+    mode_sha256: Mapping[Mode, str] = field(default_factory=dict)

@@ -7,7 +7,10 @@ from enum import StrEnum
 
 
 class Mode(StrEnum):
-    """How a prompt is made from a class name and a caption (methods.md; docs/methods.md)."""
+    """How a prompt is made from a class name and a caption (methods.md; docs/methods.md).
+
+    In the control arms `shuffled` and `cross-class` the item brings another image's picture or caption.
+    """
 
     BASIC = "basic"
     CIP = "cip"
@@ -16,6 +19,10 @@ class Mode(StrEnum):
     RECAP_LONG = "recap-long"
     RECAP_MIX = "recap-mix"
     REWRITE = "rewrite"
+    FACE = "face"
+    CLOSED_LOOP = "closed-loop"
+    SHUFFLED = "shuffled"
+    CROSS_CLASS = "cross-class"
 
 
 class Stage(StrEnum):
@@ -89,7 +96,8 @@ class Sample:
 class Item:
     """One unit of a client's work: exactly one of `image`, `caption` and `prompt` is given.
 
-    `image` holds encoded bytes. A caption enters after the captioner, a prompt at the painter.
+    `image` holds encoded bytes. A caption enters after the captioner, a prompt at the painter. `attributes` stand
+    beside any of them, for a mode that makes its prompt of them.
     """
 
     id: str
@@ -100,6 +108,7 @@ class Item:
     image: bytes | None = None
     caption: str | None = None
     prompt: str | None = None
+    attributes: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -123,7 +132,11 @@ class Prompted:
 
 @dataclass(frozen=True, slots=True)
 class Provenance:
-    """Everything that is needed to make one image again."""
+    """Everything that is needed to make one image again.
+
+    `mode_sha256` is that of the mode's instruction file, `attributes` those of the item where the mode has a use for
+    them. In a closed loop `synthetic_captions` are those of the drafts, in order, and the prompt is made of the last.
+    """
 
     caption: str
     prompt: str
@@ -138,6 +151,9 @@ class Provenance:
     pixel_sha256: str
     backend: str
     writer: str = "template"
+    mode_sha256: str = ""
+    attributes: tuple[str, ...] = ()
+    synthetic_captions: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

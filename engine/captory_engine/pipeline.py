@@ -6,17 +6,19 @@ import asyncio
 import hashlib
 import logging
 import time
-from collections.abc import AsyncGenerator, AsyncIterator, Callable, Sequence
-from typing import Any, NamedTuple
+from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
+from dataclasses import replace
+from typing import NamedTuple
 
 from captory_engine import images
-from captory_engine.cache import once
+from captory_engine.captioning import Captioner
 from captory_engine.codecs import Codecs
 from captory_engine.device import Device
 from captory_engine.errors import CaptoryError, Expired, Unavailable
 from captory_engine.info import FamilyInfo
 from captory_engine.items import (
     Captioned,
+    Determinism,
     Done,
     Event,
     Failed,
@@ -27,14 +29,14 @@ from captory_engine.items import (
     Sample,
     Stage,
 )
-from captory_engine.prompts import PLANS, TokenPolicy, WriterKind, build_prompt, caption_length, clean_model_text
+from captory_engine.modes import CaptionLength, Modes, PromptPlan, TokenPolicy
+from captory_engine.prompts import build_prompt, caption_length, clean_model_text, given_words
 from captory_engine.sessions.base import Session
-from captory_engine.stages import Captioner, Context, Painter, Share, Writer
+from captory_engine.stages import Painter, Share
 from captory_engine.tokenizer import PromptTokens
+from captory_engine.wording import Wording
 
 log = logging.getLogger(__name__)
-
-HASHED_AT_ONCE_BYTES = 32 << 10  # sooner done than given to a thread
 
 
 class Pipeline:
@@ -45,21 +47,26 @@ class Pipeline:
         info: FamilyInfo,
         device: Device,
         captioner: Captioner,
-        writer: Writer | None,
+        wording: Wording | None,
         painter: Painter,
+        modes: Modes,
+        codecs: Codecs,
         sessions: Sequence[Session] = (),
         *,
+        closers: Sequence[Callable[[], Awaitable[object]]] = (),
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self.info = info
         self.device = device
-        self._captioner = captioner
-        self._writer = writer
+        self.captioner = captioner
+        self.modes = modes
+        self._wording = wording
         self._painter = painter
+        self._codecs = codecs
         self._sessions = sessions
+        self._closers = closers
         self._clock = clock
         self._models = {name: model.sha256 for name, model in info.models.items()}
-        self._codecs = Codecs()
         self._loop = asyncio.create_task(device.serve(), name="captory-device")
         self._loop.add_done_callback(self._loop_ended)
         self._num_items = 0
@@ -108,55 +115,32 @@ class Pipeline:
         self._loop.cancel()
         await asyncio.gather(self._loop, return_exceptions=True)
         await self.device.close()
+        for closer in self._closers:
+            await closer()
         self._codecs.close()
         for session in self._sessions:
             session.close()
 
     # The stages, for one life.
 
-    async def captions(self, image: bytes, lengths: Sequence[str], share: Share) -> AsyncIterator[Captioned]:
-        """One caption of each length for encoded image bytes; the vision encoder sees them once, if at all."""
-        digest = await self._digest(image)
-        context = once(lambda: self._look(image, share))
-        for length in lengths:
-            yield await self._captioner.caption(digest, context, length, share)
-
-    async def check(self, image: bytes) -> None:
-        """Raise what decoding raises."""
-        await self._codecs.run(self._decode, image)
-
-    async def _digest(self, image: bytes) -> str:
-        """The name of an image by its content."""
-        if len(image) <= HASHED_AT_ONCE_BYTES:
-            return _sha256(image)
-        digest: str = await self._codecs.run(_sha256, image)
-        return digest
-
-    async def _look(self, image: bytes, share: Share) -> Context:
-        spec = self._captioner.spec
-
-        def decode() -> Any:
-            decoded = self._decode(image)
-            return images.to_pixel_values(decoded, spec.image_size_px, spec.image_mean, spec.image_std)
-
-        return await self._captioner.look(await self._codecs.run(decode), share)
-
-    def _decode(self, image: bytes) -> Any:
-        """Encoded bytes to an RGB image, as large as the captioner needs it; for a codec thread."""
-        limits = images.ImageLimits(max_pixels=self.info.limits.max_image_pixels)
-        return images.decode_image(image, limits, min_side_px=self._captioner.spec.image_size_px)
-
     async def write(self, item: Item, sample: Sample, caption: str) -> tuple[str, str]:
         """One prompt and who wrote it: template, model or fallback."""
-        if PLANS[item.mode].writer is WriterKind.TEMPLATE or self._writer is None:
-            return build_prompt(item.mode, item.class_name, caption), "template"
-        rewritten = await self._writer.rewrite(caption, sample.seed, Share.of(item.parameters))
-        prompt = build_prompt(item.mode, item.class_name, rewritten.text)
-        return prompt, "model" if rewritten.accepted else "fallback"
+        plan = self.modes.plans[item.mode]
+        given = given_words(plan, item.class_name, caption, item.attributes)
+        if plan.instruction is None:
+            return build_prompt(plan, given), "template"
+        assert self._wording is not None, "a mode that needs a writer is offered only with one"
+        share = Share.of(item.parameters)
+        words = await self._wording.words(plan.instruction, plan.accept, given, sample.seed, share)
+        return build_prompt(plan, given, words), "fallback" if words is None else "model"
 
-    def tokenize(self, prompt: str, policy: TokenPolicy) -> PromptTokens:
-        """The prompt as the painter's text encoder takes it."""
-        return self._painter.tokenizer.encode(prompt, policy)
+    def fit(self, prompt: str, policy: TokenPolicy, image_index: int) -> tuple[str, PromptTokens]:
+        """The prompt as the painter's text encoder takes it; of one that is split, the part of this image."""
+        tokenizer = self._painter.tokenizer
+        if policy is TokenPolicy.SPLIT:
+            parts = tokenizer.split(prompt)
+            prompt = parts[image_index % len(parts)]
+        return prompt, tokenizer.encode(prompt, policy)
 
     async def paint(self, item: Item, sample: Sample, words: _Words) -> Painted:
         """One finished image from a prompt within the token budget."""
@@ -184,11 +168,10 @@ class Pipeline:
             pixel_sha256=pixel_sha256,
             backend=self.info.backend,
             writer=words.writer,
+            mode_sha256=self.modes.digests[item.mode],
+            attributes=item.attributes if "attributes" in self.modes.plans[item.mode].needed else (),
+            synthetic_captions=words.synthetic_captions,
         )
-
-
-def _sha256(data: bytes) -> str:
-    return hashlib.sha256(data).hexdigest()
 
 
 class _Words(NamedTuple):
@@ -199,6 +182,7 @@ class _Words(NamedTuple):
     writer: str
     policy: TokenPolicy
     tokens: PromptTokens
+    synthetic_captions: tuple[str, ...] = ()
 
 
 class _Life:
@@ -210,8 +194,9 @@ class _Life:
         self._emit = emit
         self._arrived_s = pipeline._clock()
         self._stage_seconds: dict[str, float] = {}
+        self._plan: PromptPlan = pipeline.modes.plans[item.mode]
         self._captions: dict[str, Captioned] = {}
-        self._prompted: set[int] = set()
+        self._prompted: set[tuple[int, str]] = set()
         self._num_images = self._num_failed = 0
 
     async def live(self) -> None:
@@ -238,12 +223,12 @@ class _Life:
         if image is None:
             return
         only = item.parameters.stop_after is Stage.CAPTION
-        asked = {caption_length(item.mode, sample.seed) for sample in item.samples}
+        asked = {self._length(sample) for sample in item.samples}
         lengths = sorted(length for length in asked if length) or (["short"] if only else [])
         if not lengths:  # the mode asks for no caption, but a broken image is still a broken item
-            await self._pipeline.check(image)
+            await self._pipeline.captioner.check(image)
         else:
-            async for captioned in self._pipeline.captions(image, lengths, Share.of(item.parameters)):
+            async for captioned in self._pipeline.captioner.captions(image, lengths, Share.of(item.parameters)):
                 self._captions[captioned.length] = captioned
                 self._emit(captioned)
         self._passed("caption")
@@ -258,38 +243,67 @@ class _Life:
             self._fail(sample, "INTERNAL", "the image could not be made", status="INTERNAL")
 
     async def _make(self, sample: Sample) -> None:
-        words = await self._words(sample)
+        painting = self._item.parameters.stop_after is Stage.IMAGE
+        words = await self._words(sample, self._caption_of(sample))
+        for turn in range(1, self._rounds if painting else 1):
+            words = await self._retold(sample, words, turn)
         self._announce(words, sample)
         if words.tokens.dropped:
             self._fail(sample, "OVER_TOKEN_BUDGET", "the prompt is over the token budget", dropped=True)
-        elif self._item.parameters.stop_after is Stage.IMAGE:
+        elif painting:
             painted = await self._pipeline.paint(self._item, sample, words)
             self._num_images += 1
             self._passed("image")
             self._emit(painted)
 
-    async def _words(self, sample: Sample) -> _Words:
-        """The prompt of one image; a client's own is taken as it is and never dropped."""
-        item, caption = self._item, self._caption_of(sample)
+    async def _words(self, sample: Sample, caption: str) -> _Words:
+        """The prompt of one image; a client's own is taken as it is and never dropped or split."""
+        item = self._item
         if item.prompt is not None:
             policy, prompt, writer = TokenPolicy.TRUNCATE, item.prompt, "client"
         else:
-            policy = PLANS[item.mode].policy
+            policy = self._plan.policy
             prompt, writer = await self._pipeline.write(item, sample, caption)
             self._passed("prompt")
-        return _Words(caption, prompt, writer, policy, self._pipeline.tokenize(prompt, policy))
+        prompt, tokens = self._pipeline.fit(prompt, policy, sample.prompt_index + sample.sample_index)
+        return _Words(caption, prompt, writer, policy, tokens)
+
+    async def _retold(self, sample: Sample, words: _Words, turn: int) -> _Words:
+        """What is said of the image that `words` paint: the closed loop of Lei et al., arXiv 2307.08526.
+
+        The draft is painted `exact` whatever the item asks for: pixels that drift could change its caption.
+        """
+        if words.tokens.dropped:
+            return words
+        exact = replace(self._item.parameters, determinism=Determinism.EXACT)
+        item, draft = replace(self._item, parameters=exact), replace(sample, seed=draft_seed(sample.seed, turn))
+        painted = await self._pipeline.paint(item, draft, words)
+        lengths = [self._length(sample) or "short"]
+        captions = self._pipeline.captioner.captions(painted.data, lengths, Share.of(exact))
+        [said] = [captioned.text async for captioned in captions]
+        retold = await self._words(sample, said)
+        return retold._replace(caption=words.caption, synthetic_captions=(*words.synthetic_captions, said))
+
+    @property
+    def _rounds(self) -> int:
+        return self._plan.rounds if self._item.prompt is None else 1
+
+    def _length(self, sample: Sample) -> CaptionLength | None:
+        return caption_length(self._plan, sample.seed, self._item.attributes)
 
     def _caption_of(self, sample: Sample) -> str:
         if self._item.prompt is not None:
             return ""
         if self._item.caption is not None:
             return clean_model_text(self._item.caption)
-        length = caption_length(self._item.mode, sample.seed)
+        length = self._length(sample)
         return self._captions[length].text if length else ""
 
     def _announce(self, words: _Words, sample: Sample) -> None:
-        if sample.prompt_index not in self._prompted:
-            self._prompted.add(sample.prompt_index)
+        """Once for each different prompt."""
+        said = sample.prompt_index, words.prompt
+        if said not in self._prompted:
+            self._prompted.add(said)
             self._emit(Prompted(words.prompt, sample.prompt_index, words.tokens.token_count, words.writer))
 
     def _fail(
@@ -300,3 +314,8 @@ class _Life:
 
     def _passed(self, stage: str) -> None:
         self._stage_seconds[stage] = self._pipeline._clock() - self._arrived_s
+
+
+def draft_seed(seed: int, turn: int) -> int:
+    """The seed of a closed loop's draft: 53 bits of a hash, so that no draft is another image's."""
+    return int.from_bytes(hashlib.sha256(f"closed-loop:{seed}:{turn}".encode()).digest()[:8], "big") >> 11

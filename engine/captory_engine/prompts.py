@@ -1,89 +1,62 @@
-"""The one place where prompts are made from class names and captions (methods.md §1, §2, §5)."""
+"""The one place where prompts are made from class names and captions (methods.md §1, §2, §5); modes.py says of what."""
 
 from __future__ import annotations
 
 import hashlib
+import re
 import unicodedata
-from dataclasses import dataclass
-from enum import StrEnum
-from typing import Literal
+from collections.abc import Mapping, Sequence
 
 from captory_engine.errors import InvalidInput
-from captory_engine.items import Mode
+from captory_engine.modes import Acceptance, CaptionLength, PromptPlan, fill
 
-CaptionLength = Literal["short", "long"]
 MAX_TEXT_CHARS = 2000
-# Lei et al., arXiv 2307.08526: a rewritten caption is kept if it is ASCII and 5 < words < 65.
-MIN_REWRITE_WORDS, MAX_REWRITE_WORDS = 6, 64
+PAPER_RULE = Acceptance()
+_BETWEEN_ATTRIBUTES = re.compile(r", (?:and )?| with | and ")
 
 
-class TokenPolicy(StrEnum):
-    """What happens to a prompt that is longer than the text encoder takes."""
+def given_words(
+    plan: PromptPlan, class_name: str = "", caption: str = "", attributes: Sequence[str] = ()
+) -> dict[str, str]:
+    """What the fields of a template stand for in one image, each made plain. Without `attributes`, the caption's parts.
 
-    TRUNCATE = "truncate"
-    DROP = "drop"
-
-
-class WriterKind(StrEnum):
-    """Who words the caption clause of a prompt."""
-
-    TEMPLATE = "template"
-    MODEL = "model"
-
-
-@dataclass(frozen=True, slots=True)
-class PromptPlan:
-    """How one mode makes its prompt. `classless` is used when there is no class: the clause is dropped.
-
-    `lengths` are the captions that the mode may need; none at all means that the captioner is not asked.
+    Raises `InvalidInput` when the mode needs a caption and there is none: no arm may turn into another one unnoticed.
     """
-
-    lengths: tuple[CaptionLength, ...]
-    template: str
-    classless: str
-    policy: TokenPolicy = TokenPolicy.TRUNCATE
-    writer: WriterKind = WriterKind.TEMPLATE
-
-
-_CIP, _CAPTION = "a photo of {c}, {caption}", "{caption}"
-
-PLANS: dict[Mode, PromptPlan] = {
-    Mode.BASIC: PromptPlan((), "a photo of {c}", "a photo"),
-    Mode.CIP: PromptPlan(("short",), _CIP, _CAPTION),
-    Mode.CAPTION_ONLY: PromptPlan(("short",), _CAPTION, _CAPTION),
-    Mode.RECAP_SHORT: PromptPlan(("short",), _CAPTION, _CAPTION, TokenPolicy.DROP),
-    Mode.RECAP_LONG: PromptPlan(("long",), _CAPTION, _CAPTION, TokenPolicy.DROP),
-    Mode.RECAP_MIX: PromptPlan(("short", "long"), _CAPTION, _CAPTION, TokenPolicy.DROP),
-    Mode.REWRITE: PromptPlan(("long",), _CIP, _CAPTION, writer=WriterKind.MODEL),
-}
+    words = clean_model_text(caption)
+    parts = map(clean_model_text, attributes or attributes_of(words))
+    listed = clean_model_text(", ".join(part for part in parts if part))
+    given = {"c": clean_model_text(class_name), "caption": words, "attributes": listed}
+    if not all(given[name] for name in plan.needed):
+        raise InvalidInput("CAPTION_EMPTY", "The mode needs a caption, and there is none.", field="caption")
+    return given
 
 
-def build_prompt(mode: Mode, class_name: str = "", caption: str = "") -> str:
-    """Return the prompt of `mode`; for `rewrite`, `caption` is the rewritten one.
+def build_prompt(plan: PromptPlan, given: Mapping[str, str], words: str | None = None) -> str:
+    """Return the prompt. In a mode with a language model `words` are its own, and None when they were refused.
 
-    Without a class the clause that names it is dropped: basic is "a photo", CiP is the caption alone. Raises
-    `InvalidInput` when the mode needs a caption and there is none: no arm may turn into another one unnoticed.
+    Without a class the clause that names it is dropped: basic is "a photo", CiP is the caption alone.
     """
-    plan = PLANS[mode]
-    name, words = clean_model_text(class_name), clean_model_text(caption)
-    if plan.lengths and not words:
-        raise InvalidInput("CAPTION_EMPTY", f"Mode {mode.value} needs a caption, and there is none.", field="caption")
-    template = plan.template if name else plan.classless
-    # In two cuts rather than by format(): a name that spells "{caption}" stays as it is.
-    return template.partition("{caption}")[0].replace("{c}", name) + (words if "{caption}" in template else "")
+    templates = plan.fallback if plan.fallback is not None and words is None else plan
+    return fill(templates.template if given["c"] else templates.classless, {**given, "words": words or ""})
 
 
-def caption_length(mode: Mode, seed: int) -> CaptionLength | None:
-    """Return which caption the image with this seed uses; None when the mode uses none."""
-    lengths = PLANS[mode].lengths
-    if len(lengths) > 1:
-        return recap_mix_length(seed)
-    return lengths[0] if lengths else None
+def caption_length(plan: PromptPlan, seed: int, attributes: Sequence[str] = ()) -> CaptionLength | None:
+    """Return which caption the image with this seed uses; None when the mode uses none, or what it needs was given."""
+    if not plan.captions or (attributes and "caption" not in plan.needed):
+        return None
+    return plan.captions[0] if len(plan.captions) == 1 else recap_mix_length(seed, plan.long_share)
 
 
-def recap_mix_length(seed: int) -> CaptionLength:
-    """Return short or long, half and half over seeds (Segalis et al., arXiv 2310.16656, RECAP Mix)."""
-    return "long" if hashlib.sha256(f"recap-mix:{seed}".encode()).digest()[0] & 1 else "short"
+def recap_mix_length(seed: int, long_share: float = 0.5) -> CaptionLength:
+    """Return long for this share of all seeds, else short (Segalis et al., arXiv 2310.16656, RECAP Mix: one half)."""
+    digest = hashlib.sha256(f"recap-mix:{seed}".encode()).digest()
+    half = 0.0 if digest[0] & 1 else 0.5
+    return "long" if half + int.from_bytes(digest[1:5], "big") / 2**33 < long_share else "short"
+
+
+def attributes_of(caption: str) -> list[str]:
+    """The parts of a long caption as a list of attributes: "a face with glasses, on sand": face, glasses and place."""
+    return _BETWEEN_ATTRIBUTES.split(caption)
 
 
 def clean_model_text(text: str, max_chars: int = MAX_TEXT_CHARS) -> str:
@@ -94,6 +67,6 @@ def clean_model_text(text: str, max_chars: int = MAX_TEXT_CHARS) -> str:
     return unicodedata.normalize("NFC", " ".join(kept.split()))[:max_chars].rstrip()
 
 
-def accept_rewrite(text: str) -> bool:
-    """True when a rewritten caption may be used: ASCII, and 6 to 64 words. The caller bounds the attempts."""
-    return text.isascii() and MIN_REWRITE_WORDS <= len(text.split()) <= MAX_REWRITE_WORDS
+def accept_rewrite(text: str, rule: Acceptance = PAPER_RULE) -> bool:
+    """True when a language model's words may be used. The caller bounds the attempts."""
+    return (text.isascii() or not rule.ascii) and rule.min_words <= len(text.split()) <= rule.max_words

@@ -1,11 +1,11 @@
-"""The stages of the pipeline as plain async functions over one device: pixels to words, words to pixels.
+"""The stages of words and of painting as plain async functions over one device: words to words, words to pixels.
 
 Each knows its models' shapes and nothing of items. What has been computed for equal content is not computed again.
 """
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -20,15 +20,13 @@ from captory_engine.diffusion.schedules import FlowSchedule, NoiseSchedule, Sche
 from captory_engine.engines.denoiser import DenoiseTask
 from captory_engine.engines.single_step import GraphTask
 from captory_engine.engines.token_decoder import TokenTask
-from captory_engine.items import Captioned, Determinism, Parameters, Sample, WorkClass
-from captory_engine.prompts import accept_rewrite, clean_model_text
+from captory_engine.items import Determinism, Parameters, Sample, WorkClass
+from captory_engine.modes import Instruction, fill
 from captory_engine.tokenizer import PromptTokenizer, Tokenizer
 
 Array = NDArray[Any]
-Context = Mapping[str, Array]
 Conditions = dict[str, Array]  # what a denoiser is told, one row, by its inputs' names
 SIZED = "stable-diffusion-xl"
-MAX_REWRITES = 4
 
 
 class Share(NamedTuple):
@@ -44,77 +42,31 @@ class Share(NamedTuple):
 
 
 @dataclass(frozen=True, slots=True)
-class Captioner:
-    """Vision encoder, then token decoding with a cache (BLIP: Li et al. 2022, arXiv 2201.12086)."""
-
-    device: Device
-    spec: families.Captioner
-    tokenizer: Tokenizer
-    cache: SingleFlight[Captioned]
-
-    async def look(self, pixel_values: Array, share: Share) -> Context:
-        """What the vision encoder gives the decoder for one image, [3, S, S], float32."""
-        context: Context = await self.device.submit(
-            "vision", GraphTask({"pixel_values": pixel_values}, share.exact), share.work_class
-        )
-        return context
-
-    async def caption(
-        self, digest: str, context: Callable[[], Awaitable[Context]], length: str, share: Share
-    ) -> Captioned:
-        """The caption of one image. `digest` names its content; `context` awaits to what `look` gave for it."""
-
-        async def compute() -> Captioned:
-            prefix = self.spec.prefixes["long" if length == "long" else "short"]
-            decoding = TokenTask(prefix, self.spec.max_new_tokens, context=await context(), exact=share.exact)
-            tokens = await self.device.submit("caption", decoding, share.work_class)
-            return Captioned(clean_model_text(self.tokenizer.decode(tokens)), length, len(tokens))
-
-        return await self.cache.get(content_key(digest, length, str(share.exact)), compute)
-
-
-class Rewritten(NamedTuple):
-    """A rewritten caption; `accepted` is false when every attempt was refused and the caption stands as it was."""
-
-    text: str
-    accepted: bool
-
-
-@dataclass(frozen=True, slots=True)
-class Writer:
-    """A language model that rewrites captions, with bounded attempts (Lei et al., arXiv 2307.08526)."""
+class EmbeddedWriter:
+    """The family's own language model, which was trained to answer inside its templates."""
 
     device: Device
     spec: families.Writer
     tokenizer: Tokenizer
-    cache: SingleFlight[Rewritten]
 
-    async def rewrite(self, caption: str, seed: int, share: Share) -> Rewritten:
-        """One rewrite, sampled by `seed`."""
-        key = content_key(caption, str(seed), str(share.exact))
-        return await self.cache.get(key, lambda: self._write(caption, seed, share))
-
-    async def _write(self, caption: str, seed: int, share: Share) -> Rewritten:
-        before, after = self.spec.templates["rewrite"].split("{text}")
-        prefix = (*self.tokenizer.template_ids(before), *self.tokenizer.encode(caption))
-        prefix = (*prefix[: self.spec.max_positions // 2], *self.tokenizer.template_ids(after))
-        for attempt in range(MAX_REWRITES):
-            text = await self._attempt(prefix, seed + attempt, share)
-            if accept_rewrite(text):
-                return Rewritten(text, accepted=True)
-        return Rewritten(caption, accepted=False)
-
-    async def _attempt(self, prefix: tuple[int, ...], seed: int, share: Share) -> str:
+    async def attempt(self, instruction: Instruction, words: Mapping[str, str], seed: int, share: Share) -> str:
+        """One answer, sampled by `seed` (`captory_engine.wording.Writer`). It knows no top_p, stop words and schema."""
+        prefix, spec = self._prefix(instruction, words), self.spec
         task = TokenTask(
             prefix,
-            min(self.spec.max_new_tokens, self.spec.max_positions - len(prefix)),
-            temperature=self.spec.temperature,
-            top_k=self.spec.top_k or 0,
+            min(instruction.max_tokens, spec.max_new_tokens, spec.max_positions - len(prefix)),
+            temperature=spec.temperature if instruction.temperature is None else instruction.temperature,
+            top_k=spec.top_k or 0,
             seed=seed,
             exact=share.exact,
         )
-        tokens = await self.device.submit("write", task, share.work_class)
-        return clean_model_text(self.tokenizer.decode(tokens))
+        return self.tokenizer.decode(await self.device.submit("write", task, share.work_class))
+
+    def _prefix(self, instruction: Instruction, words: Mapping[str, str]) -> tuple[int, ...]:
+        """What it reads before it writes; of a text that is too long for it, the beginning."""
+        before, after = self.spec.templates[instruction.task].split("{text}")
+        prefix = (*self.tokenizer.template_ids(before), *self.tokenizer.encode(fill(instruction.text, words)))
+        return (*prefix[: self.spec.max_positions // 2], *self.tokenizer.template_ids(after))
 
 
 class Painter:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import re
+from bisect import bisect_left
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -13,13 +15,14 @@ from numpy.typing import NDArray
 from tokenizers import Tokenizer as RustTokenizer
 
 from captory_engine.errors import BadModel
-from captory_engine.prompts import TokenPolicy
+from captory_engine.modes import TokenPolicy
 
 # Ours, then CLIP's, then T5's; the first that the vocabulary knows. CLIP pads with its end token.
 _BOS = ("<|bos|>", "<|startoftext|>")
 _EOS = ("<|eos|>", "<|endoftext|>", "</s>")
 _PAD = ("<|pad|>", "<|endoftext|>", "<pad>")
 FRAMED_PROMPTS = 1024  # kept: images of one item share their prompt, and most items their negative one
+_CLAUSE_END = re.compile(r"(?<=[,;:.!?])\s+")
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,16 +94,54 @@ class PromptTokenizer:
         self._begin = [bos] if (bos := tokenizer.known_id(*_BOS)) is not None else []
         self._eos = tokenizer.special_id(*_EOS)
         self._pad = tokenizer.special_id(*_PAD) if pad_id is None else pad_id
+        self._room = max_tokens - len(self._begin) - 1
         self._framed = lru_cache(FRAMED_PROMPTS)(self._frame)
+        self._split = lru_cache(FRAMED_PROMPTS)(self._parts)
 
     def encode(self, text: str, policy: TokenPolicy = TokenPolicy.TRUNCATE) -> PromptTokens:
         """Return bos + text + eos, padded; a text that is too long is cut before eos, or marked as dropped."""
         return self._framed(text, policy)
 
+    def split(self, text: str) -> tuple[str, ...]:
+        """Return `text` in as few parts as fit one after another, cut between clauses, else words, else in a word."""
+        return self._split(text)
+
+    def _parts(self, text: str) -> tuple[str, ...]:
+        parts: list[str] = []
+        for piece in self._pieces(text):
+            if parts and self._fits(f"{parts[-1]} {piece}"):
+                parts[-1] += f" {piece}"
+            else:
+                parts.append(piece)
+        return tuple(parts) or (text,)
+
+    def _pieces(self, text: str) -> Iterator[str]:
+        for clause in _CLAUSE_END.split(text.strip()):
+            if self._fits(clause):
+                yield clause
+            else:
+                for word in clause.split():
+                    yield from self._cut(word)
+
+    def _cut(self, word: str) -> Iterator[str]:
+        """The word in one piece, or in the longest pieces that fit."""
+        while word:
+            num_chars = self._num_fitting(word)
+            yield word[:num_chars]
+            word = word[num_chars:]
+
+    def _num_fitting(self, word: str) -> int:
+        """How many of its characters fit, and at least one, so that cutting ends."""
+        if self._fits(word):
+            return len(word)
+        return max(1, bisect_left(range(1, len(word)), True, key=lambda num: not self._fits(word[:num])))
+
+    def _fits(self, text: str) -> bool:
+        return self._tokenizer.count(text) <= self._room
+
     def _frame(self, text: str, policy: TokenPolicy) -> PromptTokens:
         text_ids = self._tokenizer.encode(text)
-        room = self.max_tokens - len(self._begin) - 1
-        framed = [*self._begin, *text_ids[:room], self._eos]
+        framed = [*self._begin, *text_ids[: self._room], self._eos]
         ids = np.full(self.max_tokens, self._pad, dtype=np.int64)
         ids[: len(framed)] = framed
         ids.setflags(write=False)

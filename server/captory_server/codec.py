@@ -14,6 +14,7 @@ from captory_server.fields import MAX_SEED, check_float, check_id, check_int, ch
 from captory_server.names import DETERMINISMS, IMAGE_FORMATS, MODES, STAGES, WORK_CLASSES
 
 MAX_INDEX = 65_535
+MAX_ATTRIBUTES = 64
 _ORDER = (Stage.CAPTION, Stage.PROMPT, Stage.IMAGE)
 _ENTRY = {"image": Stage.CAPTION, "caption": Stage.PROMPT, "prompt": Stage.IMAGE}
 
@@ -32,6 +33,7 @@ def read_item(message: pb.Item, info: FamilyInfo) -> items.Item:
         image=image,
         caption=caption,
         prompt=prompt,
+        attributes=_read_attributes(message, info.limits.max_text_bytes),
     )
 
 
@@ -128,6 +130,15 @@ def _read_input(message: pb.Item, info: FamilyInfo, stop_after: Stage) -> tuple[
 def _check_image(image: bytes, info: FamilyInfo) -> bytes:
     check_int("image (bytes)", len(image), 1, info.limits.max_image_bytes)
     return image
+
+
+def _read_attributes(message: pb.Item, max_bytes: int) -> tuple[str, ...]:
+    """The attributes, which have `max_bytes` together."""
+    check_int("attributes (count)", len(message.attributes), 0, MAX_ATTRIBUTES)
+    check_int("attributes (bytes)", sum(len(one.encode()) for one in message.attributes), 0, max_bytes)
+    return tuple(
+        check_text(f"attributes[{k}]", one, max_bytes, may_be_empty=False) for k, one in enumerate(message.attributes)
+    )
 
 
 def _read_samples(message: pb.Item, mode: Mode, max_images: int) -> tuple[Sample, ...]:

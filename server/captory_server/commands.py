@@ -21,6 +21,7 @@ def serve(
     address: Annotated[str | None, typer.Option(help="HOST:PORT on loopback (port 0: any), or unix:PATH.")] = None,
     repository: Annotated[Path | None, typer.Option(help="Model repository; the embedded one if not given.")] = None,
     family: Annotated[str | None, typer.Option(help="Family, or a repository's path; its only one if empty.")] = None,
+    modes: Annotated[Path | None, typer.Option(help="Folder of your own instruction files for prompt modes.")] = None,
     backend: Annotated[str | None, typer.Option(help="onnx, tensorrt, torch, triton or fake.")] = None,
     threads: Annotated[int | None, typer.Option(help="Threads for the models; 0: all cores.")] = None,
     lanes: Annotated[
@@ -53,6 +54,22 @@ def serve(
         Path | None, typer.Option(help="Root of the engines; the user's cache if not given.")
     ] = None,
     tensorrt_device: Annotated[str | None, typer.Option(help="Torch's name of TensorRT's GPU; by itself cuda.")] = None,
+    writer: Annotated[
+        str | None, typer.Option(help="Language model on vLLM: vllm://HOST:PORT, or vllm:REF to run one.")
+    ] = None,
+    captioner: Annotated[
+        str | None, typer.Option(help="Vision-language model on vLLM: vllm://HOST:PORT, or vllm:REF to run one.")
+    ] = None,
+    vllm_max_concurrent: Annotated[int | None, typer.Option(help="Requests at once at one vLLM.")] = None,
+    vllm_python: Annotated[
+        Path | None, typer.Option(help="Python that has vLLM; CAPTORY_VLLM_PYTHON or .venv-vllm if not given.")
+    ] = None,
+    vllm_gpu_memory: Annotated[float | None, typer.Option(help="Share of the GPU's memory for vllm:REF.")] = None,
+    vllm_arguments: Annotated[
+        list[str] | None,
+        typer.Option("--vllm-argument", help="Further one of vllm serve, for vllm:REF: --vllm-argument=--NAME=VALUE."),
+    ] = None,
+    vllm_log: Annotated[Path | None, typer.Option(help="What vllm:REF logs; kept only while it runs else.")] = None,
     max_items: Annotated[int | None, typer.Option(help="Items in flight.")] = None,
     grace_s: Annotated[float | None, typer.Option("--grace", help="Seconds to finish in when told to stop.")] = None,
     log_level: Annotated[str | None, typer.Option(help="debug, info, warning or error.")] = None,
@@ -73,7 +90,7 @@ def serve(
 
     flags = {"address": address, "repository": repository, "family": family, "backend": backend, "threads": threads}
     rest = {"lanes": lanes, "measure": measure, "grace_s": grace_s, "log_level": log_level, "log_file": log_file}
-    rest |= {"providers": providers}
+    rest |= {"providers": providers, "modes": modes, "writer": writer, "captioner": captioner}
     limits = {"max_items": max_items}
     torch = {
         "device": torch_device,
@@ -83,8 +100,15 @@ def serve(
         "checkpoints": torch_checkpoints,
     }
     tensorrt = {"precision": tensorrt_precision, "engines": tensorrt_engines, "device": tensorrt_device}
+    vllm = {
+        "max_concurrent": vllm_max_concurrent,
+        "python": vllm_python,
+        "gpu_memory": vllm_gpu_memory,
+        "arguments": vllm_arguments,
+        "log_file": vllm_log,
+    }
     try:
-        groups = {"limits": limits, "torch": torch, "triton": {"address": triton}, "tensorrt": tensorrt}
+        groups = {"limits": limits, "torch": torch, "triton": {"address": triton}, "tensorrt": tensorrt, "vllm": vllm}
         settings = load(config, **{name: _given(group) for name, group in groups.items()}, **flags, **rest)
         configure(settings.log_level, settings.log_file)
     except (ValidationError, OSError) as error:

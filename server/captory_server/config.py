@@ -18,6 +18,7 @@ from pydantic_settings import (
 from captory_engine.info import Limits
 from captory_engine.repository import default_repository
 from captory_engine.sessions.options import CPU_PROVIDER, TensorRtOptions, TorchOptions, TritonOptions
+from captory_engine.vllm.options import VllmOptions, place_of
 from captory_server.address import check_address
 
 LogLevel = Literal["debug", "info", "warning", "error"]
@@ -40,6 +41,15 @@ def _check_limits(limits: Limits) -> Limits:
     return limits
 
 
+def _check_place(value: str) -> str:
+    if value:
+        place_of(value)
+    return value
+
+
+Place = Annotated[str, AfterValidator(_check_place)]
+
+
 class Settings(BaseSettings):
     """A server's settings. `CAPTORY_LIMITS__MAX_ITEMS`, `CAPTORY_TORCH__DTYPE` and their like set one of a group.
 
@@ -53,6 +63,7 @@ class Settings(BaseSettings):
     address: Annotated[str, AfterValidator(check_address)] = "127.0.0.1:50061"
     repository: Path = Field(default_factory=default_repository)
     family: str = ""
+    modes: Path | None = None
     backend: str = "onnx"
     threads: Annotated[int, Field(ge=0)] = 0
     lanes: Annotated[int, Field(ge=0)] = 0
@@ -61,6 +72,9 @@ class Settings(BaseSettings):
     torch: TorchOptions = TorchOptions()
     triton: TritonOptions = TritonOptions()
     tensorrt: TensorRtOptions = TensorRtOptions()
+    writer: Place = ""
+    captioner: Place = ""
+    vllm: VllmOptions = VllmOptions()
     limits: Annotated[Limits, AfterValidator(_check_limits)] = Limits()
     max_stream_images: Count = 128
     max_input_bytes: Count = 256 << 20

@@ -19,7 +19,7 @@ from captory_server.ports import Pipeline
 
 ORPHAN_S = 10
 USAGE = 2
-NOT_THERE = {"FAMILY_MISSING", "REPOSITORY_MISSING"}  # what the caller named
+NOT_THERE = {"FAMILY_MISSING", "REPOSITORY_MISSING", "MODES_MISSING", "MODE_INVALID"}  # what the caller named
 
 log = logging.getLogger(__name__)
 
@@ -50,6 +50,7 @@ async def open_engine(settings: Settings) -> Pipeline:
         EngineConfig(
             repository=settings.repository,
             family=settings.family,
+            modes=settings.modes,
             backend=settings.backend,
             num_threads=settings.threads,
             num_lanes=settings.lanes,
@@ -59,6 +60,9 @@ async def open_engine(settings: Settings) -> Pipeline:
             torch=settings.torch,
             triton=settings.triton,
             tensorrt=settings.tensorrt,
+            writer=settings.writer,
+            captioner=settings.captioner,
+            vllm=settings.vllm,
         )
     )
 

@@ -93,6 +93,7 @@ def write_info(info: FamilyInfo, *, version: str, max_message_bytes: int) -> pb.
         limits=_write_limits(info, max_message_bytes),
         backend=info.backend,
         in_world_only=info.in_world_only,
+        mode_sha256={str(mode): digest for mode, digest in info.mode_sha256.items()},
     )
 
 
@@ -178,6 +179,9 @@ def _fill_provenance(message: pb.Provenance, made: items.Provenance) -> None:
     message.pixel_sha256 = made.pixel_sha256
     message.backend = made.backend
     message.writer = made.writer
+    message.mode_sha256 = made.mode_sha256
+    message.attributes.extend(made.attributes)
+    message.synthetic_captions.extend(made.synthetic_captions)
 
 
 def _write_interval(interval: items.GuidanceInterval) -> pb.GuidanceInterval:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import signal
@@ -122,6 +123,41 @@ def test_parameters_that_are_not_given_are_those_of_the_output(quick: Captory, p
     assert len(records) == 4
     assert {(one["mode"], one["steps"], one["width"], one["sampler"]) for one in records} == {("basic", 7, 32, "euler")}
     assert records[0]["prompt"].startswith("a photo of ")
+
+
+@pytest.mark.parametrize("mode", ["face", "closed-loop", "shuffled", "cross-class"])
+def test_every_mode_leaves_its_records(
+    captory: Captory, quick: Captory, photos: Path, tmp_path: Path, mode: str
+) -> None:
+    out = tmp_path / "out"
+    assert quick("run", photos, "--out", out, "--mode", mode, "--quiet").code == 0
+    records = published(out)
+    assert len(records) == 12
+    digest = hashlib.sha256(mode.encode()).hexdigest()
+    assert {(record["mode"], record["mode_sha256"]) for record in records} == {(mode, digest)}
+    lenders = {record["source"]: record["caption_source"] for record in records if record["caption_source"]}
+    assert bool(lenders) is (mode in ("shuffled", "cross-class"))
+    for source, lender in lenders.items():
+        assert source != lender
+        assert (Path(source).parent == Path(lender).parent) is (mode == "shuffled")
+    assert captory("verify", out).code == 0
+
+
+def test_prompts_have_raw_or_curated_class_names(quick: Captory, photos: Path, tmp_path: Path) -> None:
+    names = tmp_path / "names.csv"
+    names.write_text("id,name,curated\nbat,bat,bat (animal)\ncrane,crane,crane (bird)\n")
+    given = ("run", photos, "--classes", names, "--limit", 1, "--quiet")
+    assert quick(*given, "--out", tmp_path / "raw").code == 0
+    assert quick(*given, "--out", tmp_path / "curated", "--class-names", "curated").code == 0
+    [raw], [curated] = published(tmp_path / "raw"), published(tmp_path / "curated")
+    assert (raw["class_name"], curated["class_name"]) == ("bat", "bat (animal)")
+    assert (raw["id"], raw["seed"], raw["class_id"]) == (curated["id"], curated["seed"], curated["class_id"])
+    mixed = quick(*given, "--out", tmp_path / "curated")
+    assert mixed.code == 2
+    assert "other class names" in mixed.err
+    without = quick("run", photos, "--out", tmp_path / "none", "--class-names", "curated")
+    assert without.code == 2
+    assert "classes file" in without.err
 
 
 def test_other_parameters_on_the_same_output_are_refused_by_name(quick: Captory, photos: Path, tmp_path: Path) -> None:

@@ -78,7 +78,7 @@ async def _drop_failures(pipeline: Pipeline, item: Item) -> Painted | None:
     return images[0] if images else None
 
 
-@pytest.mark.parametrize("mode", [Mode.CIP, Mode.REWRITE])
+@pytest.mark.parametrize("mode", [Mode.CIP, Mode.REWRITE, Mode.CLOSED_LOOP])
 async def test_exact_is_byte_identical_in_any_company(pipeline: Pipeline, mode: Mode) -> None:
     rng = random.Random(18)
     item = probe(pipeline, Determinism.EXACT, mode)
@@ -99,9 +99,10 @@ async def test_exact_is_byte_identical_after_a_restart(pipeline: Pipeline) -> No
         await other.close()
 
 
-async def test_stable_keeps_words_and_noise_and_drifts_little(pipeline: Pipeline) -> None:
+@pytest.mark.parametrize("mode", [Mode.CIP, Mode.CLOSED_LOOP])
+async def test_stable_keeps_words_and_noise_and_drifts_little(pipeline: Pipeline, mode: Mode) -> None:
     rng = random.Random(19)
-    item = probe(pipeline, Determinism.STABLE)
+    item = probe(pipeline, Determinism.STABLE, mode)
     alone = await painted(pipeline, item)
     pixels = np.asarray(Image.open(io.BytesIO(alone.data)), np.int16)
     for batch in (2, 7, 33):

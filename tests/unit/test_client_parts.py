@@ -13,9 +13,11 @@ import pytest
 from fakes import family_info, png
 
 from captory_client.backoff import Backoff, Patience
+from captory_client.commands.run import Mode
 from captory_client.interrupts import run_interruptible
 from captory_client.progress import Lines, Live, Silent, describe
 from captory_client.settle import check, parse_size, settle
+from captory_client.synthesizer import started
 from captory_client.wire import items_to_wire, mode_to_wire
 from captory_data.errors import SpecError
 from captory_data.identity import wanted_images
@@ -112,6 +114,24 @@ def test_an_image_that_is_too_large_is_sent_only_as_far_as_it_takes_to_refuse_it
 def test_words_go_on_one_line_and_are_unicode() -> None:
     [(message, _)] = items_to_wire(work(SPEC, caption="a\ncrane\t on\u2028a lake\ud800 "), SPEC, INFO.limits)
     assert message.caption == "a crane on a lake?"
+
+
+def test_attributes_go_along_on_one_line_each() -> None:
+    told = work(SPEC, image=png(), attributes=("young", " a\nhat ", " "))
+    [(message, _)] = items_to_wire(told, SPEC, INFO.limits)
+    assert list(message.attributes) == ["young", "a hat"]
+    assert read_item(message, family_info()).attributes == ("young", "a hat")
+
+
+def test_a_run_is_told_which_instruction_file_its_mode_has() -> None:
+    told = started(INFO, "recap-mix").versions
+    assert told == {"server": "1", "mode_sha256": INFO.mode_sha256["recap-mix"]}
+    assert len(INFO.mode_sha256) == len(MODES)
+    assert started(pb.ServerInfo(version="0"), "cip").versions == {"server": "0"}
+
+
+def test_every_mode_can_be_asked_for() -> None:
+    assert [str(mode) for mode in Mode] == list(MODES)
 
 
 def test_every_mode_has_its_number() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -72,6 +73,20 @@ def test_it_escapes_every_text(tmp_path: Path) -> None:
     tags = Tags(page(tmp_path / "out"))
     assert tags.all("script") == []
     assert all(str(image["src"]).startswith("data:") and "onerror" not in image for image in tags.all("img"))
+
+
+def test_it_says_whose_caption_it_is_and_what_was_said_of_drafts(tmp_path: Path) -> None:
+    def told(item: WorkItem) -> list[Outcome]:
+        made = [replace(finished(item, one.id), synthetic_captions=(f"a cap {EVIL}",)) for one in item.wanted]
+        return [*made, ItemDone(item.key)]
+
+    out = tmp_path / "out"
+    run(photo_folder(tmp_path / "in", classes=("bat",)), out, Maker(spoil=told), job_spec(mode="shuffled"))
+    text = page(out)
+    assert {f"caption and picture of bat/{k}.png" in text for k in range(3)} == {True}
+    assert text.count("caption of a first synthetic image") == 3
+    assert "a cap &lt;script&gt;" in text
+    assert Tags(text).all("script") == []
 
 
 def test_only_what_is_published_is_more(tmp_path: Path) -> None:

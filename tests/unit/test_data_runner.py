@@ -181,6 +181,21 @@ def test_other_models_are_refused(tmp_path: Path, photos: Path) -> None:
     assert judge(out, requested(photos, job_spec()), complete=False).clean
 
 
+def test_another_instruction_file_is_refused_and_a_folder_of_before_there_were_any_goes_on(
+    tmp_path: Path, photos: Path
+) -> None:
+    out, digest = tmp_path / "out", {"mode_sha256": "ab" * 32}
+    run(photos, out, limit=1)
+    assert run(photos, out, Maker(versions=digest), limit=2).images == 1
+    assert run(photos, out, Maker(versions=digest), limit=3).images == 1
+    assert json.loads((out / "manifest.json").read_text())["versions"]["mode_sha256"] == "ab" * 32
+    for other in ({"mode_sha256": "cd" * 32}, None):
+        with pytest.raises(SpecError, match="another instruction file of mode cip") as refused:
+            run(photos, out, Maker(versions=other))
+        assert refused.value.exit_code == 2
+    assert judge(out, requested(photos, job_spec()), complete=False).clean
+
+
 @pytest.mark.parametrize("how", ["raises", "ends"])
 def test_a_server_that_goes_away(tmp_path: Path, photos: Path, how: str) -> None:
     async def leaving(items: AsyncIterator[WorkItem]) -> AsyncGenerator[Outcome, None]:

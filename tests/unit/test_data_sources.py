@@ -257,7 +257,58 @@ def test_classes_file(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("name", "text"),
     [
+        ("c.csv", "id,name,curated\nn01,crane,crane (bird)\nn02, crane ,crane (machine)\n"),
+        (
+            "c.json",
+            '{"n01": {"name": "crane", "curated": "crane (bird)"},'
+            ' "n02": {"name": "crane", "curated": "crane (machine)"}}',
+        ),
+        ("c.yaml", "n01: {name: crane, curated: crane (bird)}\nn02: {name: crane, curated: crane (machine)}\n"),
+    ],
+)
+def test_classes_have_a_raw_and_a_curated_name(tmp_path: Path, name: str, text: str) -> None:
+    root = photo_folder(tmp_path / "in", classes=("n01", "n02"), per_class=1)
+    (tmp_path / name).write_text(text)
+    raw = open_source(root, classes=tmp_path / name)
+    curated = open_source(root, classes=tmp_path / name, class_names="curated")
+    assert [item.class_name for item in raw] == ["crane", "crane"]
+    assert [item.class_name for item in curated] == ["crane (bird)", "crane (machine)"]
+    assert [item.class_id for item in raw] == [item.class_id for item in curated] == ["n01", "n02"]
+
+
+def test_curated_names_that_are_not_there_are_missed(tmp_path: Path) -> None:
+    root = photo_folder(tmp_path / "in", classes=("n01", "n02"), per_class=1)
+    with pytest.raises(SourceError, match="curated class names come from a classes file"):
+        open_source(root, class_names="curated")
+    for text in ("n01,crane\nn02,crane\n", "id,name,curated\nn01,crane,crane (bird)\nn02,crane,\n"):
+        (tmp_path / "c.csv").write_text(text)
+        assert len(open_source(root, classes=tmp_path / "c.csv")) == 2
+        with pytest.raises(SourceError, match=r"class n0[12] has no curated name"):
+            open_source(root, classes=tmp_path / "c.csv", class_names="curated")
+
+
+def test_attributes_come_beside_an_image_or_a_caption(tmp_path: Path) -> None:
+    (tmp_path / "a.png").write_bytes(picture())
+    (tmp_path / "metadata.csv").write_text(
+        "file_name,attributes,caption,prompt\n"
+        "a.png, young ;; a hat;,,\nb.png,old,a face,\nc.png,old,,a prompt\nd.png,,a face,\n"
+    )
+    loaded = {item.key: item.load() for item in open_source(tmp_path)}
+    assert (loaded["a.png"].image, loaded["a.png"].attributes) == (picture(), ("young", "a hat"))
+    assert (loaded["b.png"].caption, loaded["b.png"].attributes) == ("a face", ("old",))
+    assert (loaded["c.png"].prompt, loaded["c.png"].attributes) == ("a prompt", ())
+    assert loaded["d.png"].attributes == ()
+
+
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [
         ("c.csv", "a,b,c\n"),
+        ("c.csv", "id,name,curated\na,b\n"),
+        ("c.csv", "id,name,other\na,b,c\n"),
+        ("c.json", '{"a": {"curated": "b"}}'),
+        ("c.json", '{"a": {"name": "b", "other": "c"}}'),
+        ("c.json", '{"a": {"name": ["b"]}}'),
         ("c.csv", "a,b\na,c\n"),
         ("c.csv", ""),
         ("c.json", "[1]"),

@@ -47,7 +47,11 @@ def test_what_is_not_identity_does_not_change_ids(changes: dict[str, object]) ->
 
 
 @pytest.mark.parametrize(
-    ("mode", "expected"), [("rewrite", (3, 0)), ("recap-mix", (3, 0)), ("cip", (0, 3)), ("basic", (0, 3))]
+    ("mode", "expected"),
+    [
+        *((mode, (3, 0)) for mode in ("rewrite", "recap-mix", "face", "closed-loop")),
+        *((mode, (0, 3)) for mode in ("cip", "basic", "shuffled", "cross-class")),
+    ],
 )
 def test_indices_by_mode(mode: str, expected: tuple[int, int]) -> None:
     assert image_indices(mode, 3) == expected

@@ -17,11 +17,30 @@ from PIL import Image
 
 from captory_engine import assembly, images
 from captory_engine.assembly import EngineConfig, open_pipeline
-from captory_engine.errors import BadModel, CaptoryError, Expired, InvalidInput
+from captory_engine.cache import LruCache, SingleFlight
+from captory_engine.errors import BadModel, BadOutput, CaptoryError, Expired, InvalidInput, Unavailable
 from captory_engine.info import Limits
-from captory_engine.items import Captioned, Done, Event, Failed, Item, Mode, Painted, Prompted, Sample, Stage
-from captory_engine.pipeline import Pipeline
+from captory_engine.items import (
+    Captioned,
+    Determinism,
+    Done,
+    Event,
+    Failed,
+    Item,
+    Mode,
+    Painted,
+    Parameters,
+    Prompted,
+    Provenance,
+    Sample,
+    Stage,
+)
+from captory_engine.manifest import write_manifest
+from captory_engine.modes import Instruction, TokenPolicy
+from captory_engine.pipeline import Pipeline, draft_seed
 from captory_engine.sessions.fake import FakeSession, fail_on, nan_rows
+from captory_engine.stages import Share
+from captory_engine.wording import Worded, Wording
 
 
 def png(seed: int = 0) -> bytes:
@@ -33,7 +52,13 @@ def png(seed: int = 0) -> bytes:
 
 @pytest.fixture(scope="module")
 def repository(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return fake_repository(tmp_path_factory.mktemp("repository"))
+    """A family whose writer knows every task."""
+    root = fake_repository(tmp_path_factory.mktemp("repository"))
+    family = root / "fake_denoiser" / "family.yaml"
+    face = 'templates: {face: "<|bos|><|face|>{text}<|long|>", '
+    family.write_text(family.read_text().replace("templates: {", face))
+    write_manifest(family.parent)
+    return root
 
 
 @pytest.fixture
@@ -50,8 +75,8 @@ def sessions(monkeypatch: pytest.MonkeyPatch) -> dict[str, FakeSession]:
 
 
 @asynccontextmanager
-async def serving(repository: Path, **limits: int) -> AsyncIterator[Pipeline]:
-    pipeline = await open_pipeline(EngineConfig(repository, backend="fake", limits=Limits(**limits)))
+async def serving(repository: Path, modes: Path | None = None, **limits: int) -> AsyncIterator[Pipeline]:
+    pipeline = await open_pipeline(EngineConfig(repository, modes=modes, backend="fake", limits=Limits(**limits)))
     try:
         yield pipeline
     finally:
@@ -69,9 +94,34 @@ async def events_of(pipeline: Pipeline, wanted: Item) -> list[Event]:
     return [event async for event in pipeline.run(wanted)]
 
 
+def provenances(events: list[Event]) -> list[Provenance]:
+    made = [event.provenance for event in events if isinstance(event, Painted)]
+    return sorted(made, key=lambda one: one.sample.seed)
+
+
 def pixels(events: list[Event]) -> list[str]:
-    painted = [event for event in events if isinstance(event, Painted)]
-    return [event.provenance.pixel_sha256 for event in sorted(painted, key=lambda one: one.provenance.sample.seed)]
+    return [made.pixel_sha256 for made in provenances(events)]
+
+
+class Telling:
+    """A writer that says one thing, or raises it."""
+
+    def __init__(self, answer: str | Exception) -> None:
+        self.answer = answer
+        self.heard: list[dict[str, str]] = []
+
+    async def attempt(self, instruction: Instruction, words: Mapping[str, str], seed: int, share: Share) -> str:
+        self.heard.append(dict(words))
+        if isinstance(self.answer, Exception):
+            raise self.answer
+        return self.answer
+
+
+def tell(pipeline: Pipeline, answer: str | Exception) -> Telling:
+    """Give the pipeline another writer."""
+    writer = Telling(answer)
+    pipeline._wording = Wording(writer, SingleFlight(LruCache[Worded](9, 9999, lambda worded: len(worded.text or ""))))
+    return writer
 
 
 @pytest.mark.parametrize("mode", list(Mode))
@@ -84,6 +134,15 @@ async def test_every_mode_paints_every_sample(repository: Path, mode: Mode) -> N
     assert (done.num_images, done.num_failed) == (3, 0)
     assert {"image"} <= done.stage_seconds.keys()
     assert any(isinstance(event, Captioned) for event in events) == (mode is not Mode.BASIC)
+
+
+@pytest.mark.parametrize("mode", list(Mode))
+async def test_an_image_says_which_instruction_file_made_its_prompt(repository: Path, mode: Mode) -> None:
+    async with serving(repository) as pipeline:
+        assert set(pipeline.info.modes) == set(Mode)
+        [made] = provenances(await events_of(pipeline, item(pipeline, mode=mode)))
+        assert made.mode_sha256 == pipeline.info.mode_sha256[mode] == pipeline.modes.digests[mode]
+        assert (made.mode, made.token_policy) == (mode, pipeline.modes.plans[mode].policy)
 
 
 async def test_items_enter_and_leave_at_any_stage(repository: Path) -> None:
@@ -281,6 +340,121 @@ async def test_a_prompt_over_the_token_budget_is_dropped_or_cut(repository: Path
     [painted] = [event for event in cut if isinstance(event, Painted)]
     assert painted.provenance.token_count > 48
     assert painted.provenance.token_policy == "truncate"
+
+
+async def test_a_prompt_that_is_split_gives_each_image_its_part(repository: Path, tmp_path: Path) -> None:
+    (tmp_path / "cip.yaml").write_text(
+        'captions: [short]\ntemplate: "a photo of {c}, {caption}"\nclassless: "{caption}"\npolicy: split\n'
+    )
+    words = ", ".join(f"clause number {k}" for k in range(8))
+    async with serving(repository, tmp_path) as pipeline:
+        wanted = replace(item(pipeline, caption=words), samples=tuple(Sample(0, k, k) for k in range(8)))
+        events = await events_of(pipeline, wanted)
+        parts = pipeline._painter.tokenizer.split(f"a photo of crane, {words}")
+    made = provenances(events)
+    assert " ".join(parts) == f"a photo of crane, {words}"
+    assert 1 < len(parts) < 8
+    assert [one.prompt for one in made] == [parts[k % len(parts)] for k in range(8)]
+    assert all(one.token_count <= 48 and one.token_policy == TokenPolicy.SPLIT for one in made)
+    assert {event.text for event in events if isinstance(event, Prompted)} == set(parts)
+    assert sum(isinstance(event, Prompted) for event in events) == len(parts)
+
+
+async def test_a_closed_loop_paints_again_from_the_caption_of_its_draft(
+    repository: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    painted: list[tuple[str, int, Determinism]] = []
+    async with serving(repository) as pipeline:
+        paint = pipeline._painter.paint
+
+        async def noted(prompt: str, sample: Sample, parameters: Parameters) -> Any:
+            painted.append((prompt, sample.seed, parameters.determinism))
+            return await paint(prompt, sample, parameters)
+
+        monkeypatch.setattr(pipeline._painter, "paint", noted)
+        wanted = item(pipeline, 3, mode=Mode.CLOSED_LOOP)
+        events = await events_of(pipeline, wanted)
+        [made] = provenances(events)
+        again = await events_of(pipeline, item(pipeline, 3, mode=Mode.CLOSED_LOOP, prompt=made.prompt))
+        alone = await events_of(pipeline, item(pipeline, 3, mode=Mode.CIP))
+    [real], [told] = [event.text for event in events if isinstance(event, Captioned)], made.synthetic_captions
+    assert (made.caption, made.prompt) == (real, f"a photo of crane, {told}")
+    assert made.sample == wanted.samples[0]
+    assert painted[:2] == [
+        (f"a photo of crane, {real}", draft_seed(3000, 1), Determinism.EXACT),
+        (made.prompt, 3000, Determinism.STABLE),
+    ]
+    assert pixels(again) == pixels(events) != pixels(alone)
+    assert [event.text for event in events if isinstance(event, Prompted)] == [made.prompt]
+
+
+async def test_a_closed_loop_that_is_to_end_at_the_prompt_paints_nothing(repository: Path) -> None:
+    async with serving(repository) as pipeline:
+        before = pipeline.device.counts["denoise"].batches
+        leaving = item(pipeline, mode=Mode.CLOSED_LOOP, parameters={"stop_after": Stage.PROMPT})
+        events = await events_of(pipeline, leaving)
+        assert pipeline.device.counts["denoise"].batches == before
+    assert {type(event) for event in events} == {Captioned, Prompted, Done}
+
+
+def test_no_draft_has_another_image_s_seed() -> None:
+    seeds = {draft_seed(seed, turn) for seed in range(300) for turn in (1, 2)}
+    assert len(seeds) == 600
+    assert all(0 <= seed < 2**53 for seed in seeds)
+
+
+async def test_attributes_that_come_with_a_face_are_told_and_no_caption_is_asked_for(repository: Path) -> None:
+    attributes = ("young", "a hat", "\x00")
+    async with serving(repository) as pipeline:
+        vision = pipeline.device.counts["vision"].batches
+        writer = tell(pipeline, "A young woman with a hat and a smile looks at us.")
+        [made] = provenances(await events_of(pipeline, item(pipeline, mode=Mode.FACE, attributes=attributes)))
+        assert pipeline.device.counts["vision"].batches == vision
+        [plain] = provenances(await events_of(pipeline, item(pipeline, mode=Mode.CIP, attributes=attributes)))
+    assert writer.heard == [{"c": "crane", "caption": "", "attributes": "young, a hat"}]
+    assert (made.prompt, made.writer, made.caption) == (writer.answer, "model", "")
+    assert (made.attributes, plain.attributes) == (attributes, ())
+
+
+@pytest.mark.parametrize(
+    ("answer", "writer"),
+    [
+        ("high above us glides a brown bird", "model"),
+        ("", "fallback"),
+        ("word " * 1_000_000, "fallback"),
+        ("ein schöner brauner Vogel über dem See", "fallback"),
+        ("\x00\x1b[2J", "fallback"),
+        (BadOutput("ANSWER_TOO_LONG", "more than 256 KiB"), "fallback"),
+    ],
+    ids=["good", "empty", "endless", "umlauts", "control", "10 MB"],
+)
+async def test_words_that_are_refused_fall_back_to_the_caption(
+    repository: Path, answer: str | Exception, writer: str
+) -> None:
+    async with serving(repository) as pipeline:
+        tell(pipeline, answer)
+        wanted = item(pipeline, mode=Mode.REWRITE, caption="a brown bird", num_samples=2)
+        made = provenances(await events_of(pipeline, wanted))
+    said = answer if writer == "model" else "a brown bird"
+    assert [(one.prompt, one.writer) for one in made] == [(f"a photo of crane, {said}", writer)] * 2
+    assert [one.caption for one in made] == ["a brown bird"] * 2
+
+
+async def test_a_writer_that_is_away_costs_the_images_that_wait_for_it_alone(repository: Path) -> None:
+    async with serving(repository) as pipeline:
+        tell(pipeline, Unavailable("WRITER_DOWN", "nobody answers"))
+        events = await events_of(pipeline, item(pipeline, mode=Mode.REWRITE, num_samples=2))
+        assert pixels(await events_of(pipeline, item(pipeline)))
+    failed = [event for event in events if isinstance(event, Failed)]
+    assert [(one.reason, one.status, one.dropped) for one in failed] == [("WRITER_DOWN", "UNAVAILABLE", False)] * 2
+    assert isinstance(events[-1], Done)
+    assert events[-1].num_failed == 2
+
+
+async def test_instruction_files_that_are_wrong_do_not_open(repository: Path, tmp_path: Path) -> None:
+    (tmp_path / "cip.yaml").write_text("template: '{colour}'\nclassless: a")
+    with pytest.raises(BadModel, match="colour"):
+        await open_pipeline(EngineConfig(repository, modes=tmp_path, backend="fake"))
 
 
 async def test_a_family_that_cannot_paint_does_not_open(

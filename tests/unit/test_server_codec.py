@@ -9,7 +9,17 @@ import pytest
 from fakes import DEFAULTS, LIMITS, family_info, png
 
 from captory_engine.errors import InvalidInput
-from captory_engine.items import Determinism, GuidanceInterval, ImageFormat, Mode, Sample, Stage, WorkClass
+from captory_engine.items import (
+    Determinism,
+    GuidanceInterval,
+    ImageFormat,
+    Mode,
+    Painted,
+    Provenance,
+    Sample,
+    Stage,
+    WorkClass,
+)
 from captory_proto.v1 import captory_pb2 as pb
 from captory_server.codec import (
     derive_samples,
@@ -21,6 +31,7 @@ from captory_server.codec import (
 )
 from captory_server.fields import check_text
 from captory_server.names import MODES
+from captory_server.results import write_image, write_info
 
 INFO = family_info()
 
@@ -90,6 +101,10 @@ BAD_ITEMS: dict[str, pb.Item] = {
     "samples[0].seed": item(samples=[pb.Sample(seed=2**53)]),
     "samples[0].prompt_index": item(samples=[pb.Sample(prompt_index=2**31)]),
     "samples[0].sample_index": item(samples=[pb.Sample(sample_index=2**16)]),
+    "attributes (count)": item(attributes=["a"] * 65),
+    "attributes (bytes)": item(attributes=["é" * 100, "é" * 100]),
+    "attributes[1]": item(attributes=["young", "a\nhat"]),
+    "attributes[0]": item(attributes=[" "]),
 }
 
 
@@ -98,6 +113,31 @@ def test_a_bad_field_is_refused_by_its_name(field: str) -> None:
     with pytest.raises(InvalidInput) as refused:
         read_item(BAD_ITEMS[field], INFO)
     assert refused.value.field == field
+
+
+def test_attributes_stand_beside_any_input() -> None:
+    attributes = ["young", "a hat"]
+    assert read_item(item(attributes=attributes), INFO).attributes == ("young", "a hat")
+    assert read_item(pb.Item(id="a", image=png(), mode=pb.MODE_FACE, attributes=attributes), INFO).mode is Mode.FACE
+
+
+def test_what_made_the_prompt_goes_out_again() -> None:
+    made = Provenance(
+        *("a bird", "a photo of a kite", "kite", Mode.CLOSED_LOOP, Sample(0, 0, 1), DEFAULTS, "fake", {}, 9, "split"),
+        pixel_sha256="",
+        backend="fake",
+        mode_sha256="ab" * 32,
+        attributes=("young",),
+        synthetic_captions=("a kite", "two kites"),
+    )
+    message = write_image(Painted(b"", made)).provenance
+    assert (message.mode, message.mode_sha256, message.token_policy) == (pb.MODE_CLOSED_LOOP, "ab" * 32, "split")
+    assert (list(message.attributes), list(message.synthetic_captions)) == (["young"], ["a kite", "two kites"])
+
+
+def test_a_server_says_the_digest_of_every_mode_that_it_has() -> None:
+    told = write_info(INFO, version="1", max_message_bytes=1)
+    assert dict(told.mode_sha256) == {str(mode): INFO.mode_sha256[mode] for mode in INFO.modes}
 
 
 def test_a_mode_that_the_family_has_not_is_refused() -> None:

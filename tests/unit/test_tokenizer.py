@@ -7,7 +7,7 @@ from tokenizers import Tokenizer as RustTokenizer
 from tokenizers import decoders, models, pre_tokenizers, processors
 
 from captory_engine.errors import BadModel
-from captory_engine.prompts import TokenPolicy
+from captory_engine.modes import TokenPolicy
 from captory_engine.tokenizer import PromptTokenizer, Tokenizer
 
 SPECIAL = ["<|pad|>", "<|bos|>", "<|eos|>", "<|rewrite|>"]
@@ -68,10 +68,35 @@ def test_what_is_too_long_is_cut_or_marked(
 ) -> None:
     tokens = PromptTokenizer(tokenizer, 8).encode(text, policy)
     assert tokens.token_count == len(text) + 2
-    assert tokens.truncated is (too_long and policy is TokenPolicy.TRUNCATE)
+    assert tokens.truncated is (too_long and policy is not TokenPolicy.DROP)
     assert tokens.dropped is (too_long and policy is TokenPolicy.DROP)
     assert tokens.ids.shape == (8,)
     assert tokens.ids[-1] == tokenizer.special_id("<|eos|>")
+
+
+@pytest.mark.parametrize(
+    ("text", "parts"),
+    [
+        ("", ("",)),
+        ("abc", ("abc",)),
+        ("ab, cd", ("ab, cd",)),
+        ("ab, cd ef", ("ab,", "cd ef")),
+        ("ab; cd. ef", ("ab;", "cd. ef")),
+        ("abc def gh", ("abc", "def gh")),
+        ("a, bcdefghijkl m", ("a,", "bcdefg", "hijkl", "m")),
+        ("1,500 x y z", ("1,500", "x y z")),
+    ],
+)
+def test_a_prompt_is_split_at_clauses_else_words_else_anywhere(
+    tokenizer: Tokenizer, text: str, parts: tuple[str, ...]
+) -> None:
+    framing = PromptTokenizer(tokenizer, 8)
+    assert framing.split(text) == parts
+    assert not any(framing.encode(part, TokenPolicy.SPLIT).truncated for part in parts)
+
+
+def test_splitting_ends_where_not_even_a_letter_fits(tokenizer: Tokenizer) -> None:
+    assert PromptTokenizer(tokenizer, 2).split("abc d") == ("a", "b", "c", "d")
 
 
 def test_clips_own_special_tokens_are_known(tmp_path: Path) -> None:

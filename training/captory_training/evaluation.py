@@ -100,9 +100,11 @@ async def evaluate(settings: Settings, progress: Progress) -> Evaluation:
     oracle = Oracle(settings.repository)
     scenes = fresh_scenes(settings.num_scenes, settings.seed)
     pictures = [render(scene) for scene in scenes]
-    async with _serving(settings) as client:
-        captions = await _ask_all(lambda picture: _caption(client, picture), pictures, "caption", progress)
-        paintings = await _ask_all(lambda scene: _paint(client, scene, settings), scenes, "paint", progress)
+    async with serving(settings) as client:
+        captions = await ask_all(lambda picture: caption(client, picture, "long"), pictures, "caption", progress)
+        paintings = await ask_all(
+            lambda scene: paint(client, full_caption(scene), scene.seed, settings), scenes, "paint", progress
+        )
     painted = iter(oracle.read([painting for painting in paintings if painting is not None]))
     return Evaluation(
         scenes=scenes,
@@ -115,7 +117,8 @@ async def evaluate(settings: Settings, progress: Progress) -> Evaluation:
 
 
 @asynccontextmanager
-async def _serving(settings: Settings) -> AsyncIterator[Client]:
+async def serving(settings: Settings) -> AsyncIterator[Client]:
+    """A client of a server of our own. Raises `ClientError`."""
     options = ["--repository", str(settings.repository), "--backend", settings.backend, "--log-level", "warning"]
     if settings.family:
         options += ["--family", settings.family]
@@ -123,7 +126,7 @@ async def _serving(settings: Settings) -> AsyncIterator[Client]:
         yield client
 
 
-async def _ask_all(
+async def ask_all(
     ask: Callable[[Question], Awaitable[Answer]], questions: Sequence[Question], stage: str, progress: Progress
 ) -> list[Answer | None]:
     """Every answer in order, `MAX_IN_FLIGHT` at a time; None where that one failed. Refused parameters are raised."""
@@ -148,20 +151,19 @@ async def _ask_all(
     return [task.result() for task in tasks]
 
 
-async def _caption(client: Client, picture: Pixels) -> str:
-    """A long caption: mode recap-long, stopped after the caption, is what the unary call asks for."""
+async def caption(client: Client, picture: Pixels, length: str) -> str:
+    """The caption of a picture; `length` is "short" or "long"."""
     buffer = io.BytesIO()
     Image.fromarray(picture).save(buffer, "PNG")
-    return (await client.caption(buffer.getvalue(), length="long")).text
+    return (await client.caption(buffer.getvalue(), length=length)).text
 
 
-async def _paint(client: Client, scene: Scene, settings: Settings) -> Pixels:
-    """One image from the full caption of the scene, seeded by the scene."""
-    parameters: dict[str, Any] = {"seed": scene.seed, "steps": settings.steps, "sampler": settings.sampler}
+async def paint(client: Client, prompt: str, seed: int, settings: Settings) -> Pixels:
+    """One image of a prompt, as bulk work: it shares the device in full batches."""
+    parameters: dict[str, Any] = {"seed": seed, "steps": settings.steps, "sampler": settings.sampler}
     if settings.guidance_scale is not None:
         parameters["guidance_scale"] = settings.guidance_scale
-    # As bulk work: it shares the device in full batches.
-    [result] = await client.generate(full_caption(scene), work_class="WORK_CLASS_BULK", **parameters)
+    [result] = await client.generate(prompt, work_class="WORK_CLASS_BULK", **parameters)
     with Image.open(io.BytesIO(result.data)) as image:
         return np.asarray(image.convert("RGB"))
 
@@ -175,8 +177,9 @@ def _read_words(caption: str | None) -> Reading | None:
 
 def _shares(names: Iterable[str], scenes: Sequence[Scene], readings: Sequence[Reading | None]) -> dict[str, Share]:
     pairs = list(zip(scenes, readings, strict=True))
-    return {name: Share(sum(_is_right(name, *pair) for pair in pairs), len(pairs)) for name in names}
+    return {name: Share(sum(is_right(name, *pair) for pair in pairs), len(pairs)) for name in names}
 
 
-def _is_right(name: str, scene: Scene, reading: Reading | None) -> bool:
+def is_right(name: str, scene: Scene, reading: Reading | None) -> bool:
+    """Whether a reading has the scene's value of an attribute."""
     return reading is not None and reading[name] == str(getattr(scene, name))

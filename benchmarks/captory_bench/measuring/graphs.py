@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,8 @@ from captory_engine.diffusion.schedules import Schedule
 from captory_engine.engines.batching import padded
 from captory_engine.family import find_family
 from captory_engine.items import Mode
-from captory_engine.prompts import build_prompt, clean_model_text
+from captory_engine.modes import PromptPlan, read_modes
+from captory_engine.prompts import build_prompt, clean_model_text, given_words
 from captory_engine.repository import open_model
 from captory_engine.sessions.base import Session
 from captory_engine.sessions.options import SessionOptions, available_cpus
@@ -116,7 +118,12 @@ def caption(graphs: Graphs, pixel_values: Array) -> list[str]:
 def cip_prompts(captions: Sequence[str], class_names: Sequence[str]) -> list[str]:
     """Caption-in-prompt prompts."""
     pairs = zip(class_names, captions, strict=True)
-    return [build_prompt(Mode.CIP, class_name, words) for class_name, words in pairs]
+    return [build_prompt(_cip(), given_words(_cip(), *pair)) for pair in pairs]
+
+
+@cache
+def _cip() -> PromptPlan:
+    return read_modes().plans[Mode.CIP]
 
 
 def encode_text(graphs: Graphs, prompts: Sequence[str]) -> Array:

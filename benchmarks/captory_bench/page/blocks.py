@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable, Mapping
 from statistics import median
 from typing import NamedTuple
 
-from captory_bench.page import blocks_floor
+from captory_bench.page import blocks_floor, blocks_writer
 from captory_bench.page.markdown import Figures, machine_words, markdown_table
 
 COUNTS = ("sent", "refused", "late", "failed")  # of calls under load
@@ -201,6 +201,7 @@ BLOCKS = {
     "growth": Block(_growth, ("growth",)),
     "profile": Block(blocks_floor.profile, ("profile",)),
     "peers": Block(_peers, ("peers",)),
+    "writer": Block(blocks_writer.writer, ("writer",)),
     "orchestrator": Block(blocks_floor.orchestrator, ("orchestrator",)),
     "kernels": Block(blocks_floor.kernels, ("kernels",)),
 }

@@ -36,15 +36,16 @@ class Part(NamedTuple):
 
 # What batch sizes pay is measured first: the servers of the others use it.
 PARTS = (
-    Part("profile", 80),
-    Part("serve", 280, ("--images", "96", "--steps", "8"), ("--images", "256")),
-    Part("sharing", 260, (), ("--images", "512", "--interactive", "60")),
+    Part("profile", 75),
+    Part("serve", 265, ("--images", "96", "--steps", "8"), ("--images", "256")),
+    Part("sharing", 250, (), ("--images", "512", "--interactive", "60")),
     Part("guidance", 70, (), ("--full",)),
-    Part("load", 280, ("--steps", "8"), ("--full",)),
-    Part("growth", 120, (), ("--full",)),
+    Part("load", 270, ("--steps", "8"), ("--full",)),
+    Part("growth", 115, (), ("--full",)),
     Part("peers", 960, ("--only", "diffusers,diffusers-1,litserve,ray,triton"), ("--full",)),
     Part("orchestrator", 240, (), ("--full",)),
-    Part("kernels", 105),
+    Part("kernels", 85),
+    Part("writer", 70, ("--vllm", "none")),
 )
 
 

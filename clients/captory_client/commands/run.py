@@ -14,7 +14,11 @@ from captory_client.commands.exits import explained, say
 if TYPE_CHECKING:
     from captory_client.jobs import Run
 
-Mode = StrEnum("Mode", ["basic", "cip", "caption-only", "recap-short", "recap-long", "recap-mix", "rewrite"])
+Mode = StrEnum(
+    "Mode",
+    "basic cip caption-only recap-short recap-long recap-mix rewrite face closed-loop shuffled cross-class",
+)
+ClassNames = StrEnum("ClassNames", ["raw", "curated"])
 Determinism = StrEnum("Determinism", ["stable", "exact"])
 Format = StrEnum("Format", ["webdataset", "imagefolder", "parquet"])
 ImageFormat = StrEnum("ImageFormat", ["png", "webp"])
@@ -32,7 +36,10 @@ def run(
     sampler: Annotated[str | None, typer.Option(help="ddim, euler or dpmpp-2m; of a flow, flow-euler.")] = None,
     size: Annotated[str | None, typer.Option(metavar="PIXELS|WxH", help="Image size.")] = None,
     seed: Annotated[int | None, typer.Option(min=0, help="Seed of the whole job.  [default: 0]")] = None,
-    classes: Annotated[Path | None, typer.Option(help="File of class ids and display names.")] = None,
+    classes: Annotated[
+        Path | None, typer.Option(help="File of class ids and names: columns id, name, curated.")
+    ] = None,
+    class_names: Annotated[ClassNames | None, typer.Option(help="Which names of that file.  [default: raw]")] = None,
     retry_failed: Annotated[bool, typer.Option("--retry-failed", help="Try failed images again.")] = False,
     retry_reason: Annotated[str | None, typer.Option(help="Try images again that failed for this reason.")] = None,
     recaption: Annotated[bool, typer.Option("--recaption", help="Caption images that come with captions.")] = False,
@@ -69,7 +76,8 @@ def run(
             "image_format": image_format,
             **parse_size(size),
         }
-        job = Run(source, out, asked, family, classes, retry_reason or retry_failed, server, limit, recaption)
+        retry, names = retry_reason or retry_failed, class_names or ClassNames.raw
+        job = Run(source, out, asked, family, classes, retry, server, limit, recaption, names)
         raise typer.Exit(dry(job, as_json=as_json) if dry_run else work(job, quiet=quiet, as_json=as_json))
 
 

@@ -1,4 +1,4 @@
-"""The columns that a metadata row or a sample's JSON may bring: class, caption, prompt."""
+"""The columns that a metadata row or a sample's JSON may bring: class, caption, prompt, attributes."""
 
 from __future__ import annotations
 
@@ -25,6 +25,7 @@ def described(row: Mapping[str, Any], path: str | None = None) -> Entry:
         caption=first_text(row, CAPTION_COLUMNS),
         prompt=first_text(row, ("prompt",)),
         path=path,
+        attributes=first_text(row, ("attributes",)),
     )
 
 

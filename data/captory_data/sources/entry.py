@@ -14,7 +14,10 @@ MAX_TEXT_BYTES = 64 << 10
 
 
 class Entry(NamedTuple):
-    """Content by place: `path` below the input's root, and `offset` and `size` where it lies inside an archive."""
+    """Content by place: `path` below the input's root, and `offset` and `size` where it lies inside an archive.
+
+    `attributes` are separated by semicolons.
+    """
 
     class_id: str | None = None
     class_name: str | None = None
@@ -25,6 +28,7 @@ class Entry(NamedTuple):
     size: int | None = None
     reason: str | None = None
     message: str = ""
+    attributes: str | None = None
 
     @classmethod
     def broken(cls, error: ItemError) -> Entry:

@@ -47,6 +47,14 @@ class _ModeEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Mode.ValueType],
     """short or long, chosen by each image's seed"""
     MODE_REWRITE: _Mode.ValueType  # 7
     """the language model's rewrites of the caption, one an image"""
+    MODE_FACE: _Mode.ValueType  # 8
+    """the language model's sentence about a face's attributes, one an image"""
+    MODE_CLOSED_LOOP: _Mode.ValueType  # 9
+    """a synthetic image is captioned, and painted again from that"""
+    MODE_SHUFFLED: _Mode.ValueType  # 10
+    """as MODE_CIP; the caller brings the caption of another image of the class"""
+    MODE_CROSS_CLASS: _Mode.ValueType  # 11
+    """as MODE_CIP; the caller brings the caption of an image of another class"""
 
 class Mode(_Mode, metaclass=_ModeEnumTypeWrapper):
     """How a prompt is made from a class name and a caption (docs/methods.md)."""
@@ -67,6 +75,14 @@ MODE_RECAP_MIX: Mode.ValueType  # 6
 """short or long, chosen by each image's seed"""
 MODE_REWRITE: Mode.ValueType  # 7
 """the language model's rewrites of the caption, one an image"""
+MODE_FACE: Mode.ValueType  # 8
+"""the language model's sentence about a face's attributes, one an image"""
+MODE_CLOSED_LOOP: Mode.ValueType  # 9
+"""a synthetic image is captioned, and painted again from that"""
+MODE_SHUFFLED: Mode.ValueType  # 10
+"""as MODE_CIP; the caller brings the caption of another image of the class"""
+MODE_CROSS_CLASS: Mode.ValueType  # 11
+"""as MODE_CIP; the caller brings the caption of an image of another class"""
 Global___Mode: _TypeAlias = Mode  # noqa: Y015
 
 class _Stage:
@@ -300,6 +316,7 @@ class Item(_message.Message):
     MODE_FIELD_NUMBER: _builtins.int
     PARAMETERS_FIELD_NUMBER: _builtins.int
     SAMPLES_FIELD_NUMBER: _builtins.int
+    ATTRIBUTES_FIELD_NUMBER: _builtins.int
     id: _builtins.str
     """unique among the items in flight on this stream"""
     image: _builtins.bytes
@@ -317,6 +334,10 @@ class Item(_message.Message):
     def samples(self) -> _containers.RepeatedCompositeFieldContainer[Global___Sample]:
         """Exactly the images wanted, at most limits.max_images; overrides parameters.n and seed."""
 
+    @_builtins.property
+    def attributes(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """What is known of a face, a few words each, at most 64; for MODE_FACE, which takes the caption's parts otherwise."""
+
     def __init__(
         self,
         *,
@@ -328,10 +349,11 @@ class Item(_message.Message):
         mode: Global___Mode.ValueType = ...,
         parameters: Global___Parameters | None = ...,
         samples: _abc.Iterable[Global___Sample] | None = ...,
+        attributes: _abc.Iterable[_builtins.str] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["caption", b"caption", "image", b"image", "input", b"input", "parameters", b"parameters", "prompt", b"prompt"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["caption", b"caption", "class_name", b"class_name", "id", b"id", "image", b"image", "input", b"input", "mode", b"mode", "parameters", b"parameters", "prompt", b"prompt", "samples", b"samples"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["attributes", b"attributes", "caption", b"caption", "class_name", b"class_name", "id", b"id", "image", b"image", "input", b"input", "mode", b"mode", "parameters", b"parameters", "prompt", b"prompt", "samples", b"samples"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType_input: _TypeAlias = _typing.Literal["image", "caption", "prompt"]  # noqa: Y015
     _WhichOneofArgType_input: _TypeAlias = _typing.Literal["input", b"input"]  # noqa: Y015
@@ -445,6 +467,9 @@ class Provenance(_message.Message):
     PIXEL_SHA256_FIELD_NUMBER: _builtins.int
     BACKEND_FIELD_NUMBER: _builtins.int
     WRITER_FIELD_NUMBER: _builtins.int
+    MODE_SHA256_FIELD_NUMBER: _builtins.int
+    ATTRIBUTES_FIELD_NUMBER: _builtins.int
+    SYNTHETIC_CAPTIONS_FIELD_NUMBER: _builtins.int
     caption: _builtins.str
     prompt: _builtins.str
     negative_prompt: _builtins.str
@@ -463,20 +488,30 @@ class Provenance(_message.Message):
     determinism: Global___Determinism.ValueType
     family: _builtins.str
     token_count: _builtins.int
-    """of the prompt, before the policy was applied"""
+    """of the prompt, before it was truncated"""
     token_policy: _builtins.str
-    """"truncate" | "drop" """
+    """"truncate" | "drop" | "split": the prompt is one part of a longer one"""
     pixel_sha256: _builtins.str
     """of the raw RGB bytes"""
     backend: _builtins.str
     """runtime, version, provider, threads, CPU features"""
     writer: _builtins.str
     """of the prompt: "template" | "model" | "fallback" | "client" """
+    mode_sha256: _builtins.str
+    """of the mode's instruction file"""
     @_builtins.property
     def guidance_interval(self) -> Global___GuidanceInterval: ...
     @_builtins.property
     def models(self) -> _containers.ScalarMap[_builtins.str, _builtins.str]:
         """model name -> sha256 digest"""
+
+    @_builtins.property
+    def attributes(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """that came with the item, where the mode has a use for them"""
+
+    @_builtins.property
+    def synthetic_captions(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """MODE_CLOSED_LOOP: of the drafts, the last the prompt's own"""
 
     def __init__(
         self,
@@ -503,10 +538,13 @@ class Provenance(_message.Message):
         pixel_sha256: _builtins.str = ...,
         backend: _builtins.str = ...,
         writer: _builtins.str = ...,
+        mode_sha256: _builtins.str = ...,
+        attributes: _abc.Iterable[_builtins.str] | None = ...,
+        synthetic_captions: _abc.Iterable[_builtins.str] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["guidance_interval", b"guidance_interval"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["backend", b"backend", "caption", b"caption", "class_name", b"class_name", "determinism", b"determinism", "family", b"family", "guidance_interval", b"guidance_interval", "guidance_scale", b"guidance_scale", "height", b"height", "mode", b"mode", "models", b"models", "negative_prompt", b"negative_prompt", "pixel_sha256", b"pixel_sha256", "prompt", b"prompt", "prompt_index", b"prompt_index", "sample_index", b"sample_index", "sampler", b"sampler", "seed", b"seed", "steps", b"steps", "token_count", b"token_count", "token_policy", b"token_policy", "width", b"width", "writer", b"writer"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["attributes", b"attributes", "backend", b"backend", "caption", b"caption", "class_name", b"class_name", "determinism", b"determinism", "family", b"family", "guidance_interval", b"guidance_interval", "guidance_scale", b"guidance_scale", "height", b"height", "mode", b"mode", "mode_sha256", b"mode_sha256", "models", b"models", "negative_prompt", b"negative_prompt", "pixel_sha256", b"pixel_sha256", "prompt", b"prompt", "prompt_index", b"prompt_index", "sample_index", b"sample_index", "sampler", b"sampler", "seed", b"seed", "steps", b"steps", "synthetic_captions", b"synthetic_captions", "token_count", b"token_count", "token_policy", b"token_policy", "width", b"width", "writer", b"writer"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -1010,6 +1048,26 @@ Global___ModelInfo: _TypeAlias = ModelInfo  # noqa: Y015
 class ServerInfo(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
+    @_typing.final
+    class ModeSha256Entry(_message.Message):
+        DESCRIPTOR: _descriptor.Descriptor
+
+        KEY_FIELD_NUMBER: _builtins.int
+        VALUE_FIELD_NUMBER: _builtins.int
+        key: _builtins.str
+        value: _builtins.str
+        def __init__(
+            self,
+            *,
+            key: _builtins.str = ...,
+            value: _builtins.str = ...,
+        ) -> None: ...
+        _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+        def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+        _ClearFieldArgType: _TypeAlias = _typing.Literal["key", b"key", "value", b"value"]  # noqa: Y015
+        def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+        def WhichOneof(self, oneof_group: _Never) -> None: ...
+
     VERSION_FIELD_NUMBER: _builtins.int
     FAMILY_FIELD_NUMBER: _builtins.int
     MODELS_FIELD_NUMBER: _builtins.int
@@ -1020,6 +1078,7 @@ class ServerInfo(_message.Message):
     LIMITS_FIELD_NUMBER: _builtins.int
     BACKEND_FIELD_NUMBER: _builtins.int
     IN_WORLD_ONLY_FIELD_NUMBER: _builtins.int
+    MODE_SHA256_FIELD_NUMBER: _builtins.int
     version: _builtins.str
     family: _builtins.str
     backend: _builtins.str
@@ -1039,6 +1098,10 @@ class ServerInfo(_message.Message):
     def modes(self) -> _containers.RepeatedScalarFieldContainer[Global___Mode.ValueType]: ...
     @_builtins.property
     def limits(self) -> Global___Limits: ...
+    @_builtins.property
+    def mode_sha256(self) -> _containers.ScalarMap[_builtins.str, _builtins.str]:
+        """"recap-mix" -> the digest of its instruction file"""
+
     def __init__(
         self,
         *,
@@ -1052,10 +1115,11 @@ class ServerInfo(_message.Message):
         limits: Global___Limits | None = ...,
         backend: _builtins.str = ...,
         in_world_only: _builtins.bool = ...,
+        mode_sha256: _abc.Mapping[_builtins.str, _builtins.str] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["defaults", b"defaults", "limits", b"limits"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["backend", b"backend", "defaults", b"defaults", "family", b"family", "in_world_only", b"in_world_only", "limits", b"limits", "models", b"models", "modes", b"modes", "samplers", b"samplers", "sizes", b"sizes", "version", b"version"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["backend", b"backend", "defaults", b"defaults", "family", b"family", "in_world_only", b"in_world_only", "limits", b"limits", "mode_sha256", b"mode_sha256", "models", b"models", "modes", b"modes", "samplers", b"samplers", "sizes", b"sizes", "version", b"version"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

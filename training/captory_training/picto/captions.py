@@ -59,7 +59,7 @@ def caption(scene: Scene, quality: str, seed: int) -> str:
 
 def full_caption(scene: Scene) -> str:
     """The canonical caption, with every attribute."""
-    every_trait = [_trait_phrases(group.face) for group in scene.groups]
+    every_trait = [trait_phrases(group.face) for group in scene.groups]
     return _fill_long(scene, LONG_TEMPLATES[0], every_trait, rng=None)
 
 
@@ -125,7 +125,7 @@ def _article(number: str, words: str) -> str:
     return "an" if number == "a" and words[0] in "aeiou" else number
 
 
-def _trait_phrases(face: FaceTraits | None) -> list[str]:
+def trait_phrases(face: FaceTraits | None) -> list[str]:
     """Every trait of a face in the order in which captions name them."""
     if face is None:
         return []
@@ -136,7 +136,7 @@ def _trait_phrases(face: FaceTraits | None) -> list[str]:
 
 def _some_traits(face: FaceTraits | None, rng: np.random.Generator) -> list[str]:
     """Two or more of a face's traits, in order."""
-    phrases = _trait_phrases(face)
+    phrases = trait_phrases(face)
     num_traits = min(len(phrases), int(rng.integers(2, MAX_LONG_FACE_TRAITS + 1)))
     chosen = sorted(rng.choice(len(phrases), size=num_traits, replace=False)) if phrases else []
     return [phrases[index] for index in chosen]

@@ -1,0 +1,98 @@
+"""What a vLLM server says, read as untrusted: only the fields that are used, and those checked."""
+
+from __future__ import annotations
+
+from typing import Annotated, NamedTuple, TypeVar
+
+from pydantic import BaseModel, Field, ValidationError
+
+from captory_engine.errors import BadOutput
+
+
+class Answer(NamedTuple):
+    """A model's words, as they came, and how many tokens they took; 0 where the server does not say."""
+
+    text: str
+    token_count: int
+
+
+class Model(BaseModel):
+    """One name that a server serves, and what is behind it: a folder, or a hub's name."""
+
+    id: Annotated[str, Field(min_length=1, max_length=512)]
+    root: str | None = None
+
+
+class _Models(BaseModel):
+    data: Annotated[list[Model], Field(min_length=1)]
+
+
+class _Version(BaseModel):
+    version: Annotated[str, Field(max_length=64)]
+
+
+class _Tokens(BaseModel):
+    tokens: list[int]
+
+
+class _Usage(BaseModel):
+    completion_tokens: Annotated[int, Field(ge=0)] = 0
+
+
+class _Message(BaseModel):
+    content: str | None = None
+
+
+class _Said(BaseModel):
+    message: _Message
+
+
+class _Written(BaseModel):
+    text: str
+
+
+class _Chat(BaseModel):
+    choices: Annotated[list[_Said], Field(min_length=1)]
+    usage: _Usage | None = None
+
+
+class _Completion(BaseModel):
+    choices: Annotated[list[_Written], Field(min_length=1)]
+    usage: _Usage | None = None
+
+
+def read_models(body: str) -> list[Model]:
+    """The models that a server serves, its first name first. This and all below raise `BadOutput` for another shape."""
+    return _read(_Models, body).data
+
+
+def read_version(body: str) -> str:
+    """A server's version."""
+    return _read(_Version, body).version
+
+
+def read_tokens(body: str) -> list[int]:
+    """The ids of a text."""
+    return _read(_Tokens, body).tokens
+
+
+def read_chat(body: str) -> Answer:
+    """The words of a chat completion's first choice."""
+    chat = _read(_Chat, body)
+    return Answer(chat.choices[0].message.content or "", chat.usage.completion_tokens if chat.usage else 0)
+
+
+def read_completion(body: str) -> Answer:
+    """The words of a completion's first choice."""
+    completion = _read(_Completion, body)
+    return Answer(completion.choices[0].text, completion.usage.completion_tokens if completion.usage else 0)
+
+
+Shape = TypeVar("Shape", bound=BaseModel)
+
+
+def _read(shape: type[Shape], body: str) -> Shape:
+    try:
+        return shape.model_validate_json(body)
+    except ValidationError:
+        raise BadOutput("ANSWER_MALFORMED", "The answer of vLLM is not of the form that its API has.") from None

@@ -1,0 +1,106 @@
+"""A language model on vLLM as the writer: a request an attempt; vLLM batches those that are under way at once."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from captory_engine import family as families
+from captory_engine.errors import BadModel, BadOutput
+from captory_engine.modes import Instruction, fill
+from captory_engine.stages import Share
+from captory_engine.tokenizer import Tokenizer
+from captory_engine.vllm.answers import read_chat, read_completion, read_tokens
+from captory_engine.vllm.server import Server
+from captory_engine.wording import Writer
+
+CHAT, COMPLETIONS, TOKENIZE = "/v1/chat/completions", "/v1/completions", "/tokenize"
+PROBE = "Two red boats, and a crane; 12 houses."
+
+
+async def open_writer(server: Server, spec: families.Writer | None, tokenizer: Tokenizer | None) -> Writer:
+    """The model as one that chats or, when it has no chat template, as the family's own writer.
+
+    Raises `BadModel` when it is neither.
+    """
+    if await _chats(server):
+        return ChatWriter(server)
+    if spec is not None and tokenizer is not None and await _has_tokens(server, spec, tokenizer):
+        return PlainWriter(server, spec, tokenizer)
+    words = f"has no chat template, or none with a system's turn, and is not the family's own writer: {server.model!r}"
+    raise BadModel("VLLM_NO_CHAT", f"The model of vLLM at {server.endpoint.address} {words}.")
+
+
+@dataclass(frozen=True, slots=True)
+class ChatWriter:
+    """A model that is told the instruction's `system` and `user`. What the instruction leaves open is its own."""
+
+    server: Server
+
+    async def attempt(self, instruction: Instruction, words: Mapping[str, str], seed: int, share: Share) -> str:
+        """One answer, sampled by `seed` (`captory_engine.wording.Writer`)."""
+        asked = {"messages": _messages(fill(instruction.system, words), fill(instruction.user, words))}
+        body = _sampling(self.server, instruction, seed) | {"max_tokens": instruction.max_tokens} | asked
+        return read_chat(await self.server.endpoint.post(CHAT, body)).text
+
+
+@dataclass(frozen=True, slots=True)
+class PlainWriter:
+    """The family's own language model, which answers inside its templates, by the ids of the family's tokenizer.
+
+    So a caption that spells a special token stays text, as with the embedded writer.
+    """
+
+    server: Server
+    spec: families.Writer
+    tokenizer: Tokenizer
+
+    async def attempt(self, instruction: Instruction, words: Mapping[str, str], seed: int, share: Share) -> str:
+        """One answer, sampled by `seed` (`captory_engine.wording.Writer`)."""
+        prefix, spec = self._prefix(instruction, words), self.spec
+        own: dict[str, Any] = {"temperature": spec.temperature} | ({"top_k": spec.top_k} if spec.top_k else {})
+        room = min(instruction.max_tokens, spec.max_new_tokens, spec.max_positions - len(prefix))
+        body = own | _sampling(self.server, instruction, seed) | {"prompt": prefix, "max_tokens": room}
+        return read_completion(await self.server.endpoint.post(COMPLETIONS, body)).text
+
+    def _prefix(self, instruction: Instruction, words: Mapping[str, str]) -> list[int]:
+        """What it reads before it writes; of a text that is too long for it, the beginning."""
+        before, after = self.spec.templates[instruction.task].split("{text}")
+        prefix = [*self.tokenizer.template_ids(before), *self.tokenizer.encode(fill(instruction.text, words))]
+        return [*prefix[: self.spec.max_positions // 2], *self.tokenizer.template_ids(after)]
+
+
+def _sampling(server: Server, instruction: Instruction, seed: int) -> dict[str, Any]:
+    """What chat and plain completions have in common."""
+    body: dict[str, Any] = {"model": server.model, "seed": seed, "stop": list(instruction.stop)}
+    body |= {} if instruction.temperature is None else {"temperature": instruction.temperature}
+    body |= {} if instruction.top_p is None else {"top_p": instruction.top_p}
+    if instruction.json_schema is not None:
+        schema = {"name": instruction.task, "schema": instruction.json_schema}
+        body["response_format"] = {"type": "json_schema", "json_schema": schema}
+    return body
+
+
+def _messages(system: str, user: str) -> list[dict[str, str]]:
+    told = [{"role": "system", "content": system}] if system else []
+    return [*told, {"role": "user", "content": user}]
+
+
+async def _chats(server: Server) -> bool:
+    """Whether it takes a chat with a system's turn; without a template for that, vLLM refuses the request."""
+    try:
+        body = {"model": server.model, "max_tokens": 1, "messages": _messages("Answer in English.", PROBE)}
+        await server.endpoint.post(CHAT, body)
+    except BadOutput as error:
+        if error.reason != "VLLM_REFUSED":
+            raise
+        return False
+    return True
+
+
+async def _has_tokens(server: Server, spec: families.Writer, tokenizer: Tokenizer) -> bool:
+    """Whether it reads a text of the family's as the same tokens."""
+    text = next(iter(spec.templates.values())).replace("{text}", PROBE)
+    body = {"model": server.model, "prompt": text, "add_special_tokens": False}
+    return read_tokens(await server.endpoint.post(TOKENIZE, body)) == tokenizer.template_ids(text)

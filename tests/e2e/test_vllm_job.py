@@ -1,0 +1,148 @@
+"""The whole job with picto's writer on a real vLLM on the CPU, reached and run by Captory itself.
+
+`make test-vllm` runs this; without its environment it is skipped. Pictures are not shown to it: see
+tests/unit/test_vllm_captioner.py, where a peer that speaks the same API takes the part of a model with eyes.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import time
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from main_job import SAMPLE, run
+from real_triton import items
+from real_vllm import ARGUMENTS, ENVIRONMENT, NEEDS_VLLM, WRITER, vllm_server
+
+from captory_engine.assembly import EngineConfig, open_pipeline
+from captory_engine.errors import Expired
+from captory_engine.family import find_family
+from captory_engine.items import Item, Mode, Painted, Parameters, Sample, Stage, WorkClass
+from captory_engine.manifest import verify_manifest
+from captory_engine.modes import read_modes
+from captory_engine.pipeline import Pipeline
+from captory_engine.repository import default_repository
+from captory_engine.stages import Share
+from captory_engine.tokenizer import Tokenizer
+from captory_engine.vllm.options import VllmOptions
+from captory_engine.vllm.server import open_server
+from captory_engine.vllm.writer import PlainWriter, open_writer
+
+ROOT = default_repository()
+INSTRUCTION = read_modes().plans[Mode.REWRITE].instruction
+CAPTION = "two large red boats on the sea in the centre of the picture, lit from the left"
+
+SHARE = Share(WorkClass.BULK, exact=False)
+
+pytestmark = NEEDS_VLLM
+
+
+@pytest.fixture(scope="module")
+def address() -> Iterator[str]:
+    with vllm_server() as server:
+        yield server.address
+
+
+@asynccontextmanager
+async def writing(address: str, **options: int) -> AsyncIterator[PlainWriter]:
+    """Picto's writer there, asked as the pipeline does."""
+    located = find_family(ROOT)
+    spec = located.family.writer
+    assert spec is not None
+    server = await open_server(f"vllm://{address}", VllmOptions(**options))
+    try:
+        writer = await open_writer(server, spec, Tokenizer(located.root / spec.tokenizer))
+        assert isinstance(writer, PlainWriter)  # it has no chat template, and the family's tokens
+        yield writer
+    finally:
+        await server.close()
+
+
+async def attempts(writer: PlainWriter, seeds: range) -> list[str]:
+    assert INSTRUCTION is not None
+    given = {"c": "boat", "caption": CAPTION, "attributes": ""}
+    return await asyncio.gather(*(writer.attempt(INSTRUCTION, given, seed, SHARE) for seed in seeds))
+
+
+async def test_its_words_are_captions_and_follow_the_seed(address: str) -> None:
+    async with writing(address) as writer:
+        once, again = await attempts(writer, range(16)), await attempts(writer, range(16))
+    assert sum(a == b for a, b in zip(once, again, strict=True)) >= 12  # who rides along may change the last bits
+    assert len(set(once)) > 8
+    assert all("boat" in text and "<|" not in text for text in once)
+
+
+async def test_many_at_once_are_batched(address: str) -> None:
+    async def seconds(**options: int) -> float:
+        async with writing(address, **options) as writer:
+            started_s = time.monotonic()
+            await attempts(writer, range(1000, 1064))
+            return time.monotonic() - started_s
+
+    together, one_by_one = await seconds(max_concurrent=64), await seconds(max_concurrent=1)
+    assert together < one_by_one
+
+
+async def paint(pipeline: Pipeline, wanted: list[Item]) -> list[Painted]:
+    async def live(item: Item) -> list[Painted]:
+        return [event async for event in pipeline.run(item) if isinstance(event, Painted)]
+
+    return [painted for made in await asyncio.gather(*map(live, wanted)) for painted in made]
+
+
+@pytest.mark.parametrize("mode", [Mode.REWRITE, Mode.FACE])
+async def test_the_modes_that_need_a_writer(address: str, mode: Mode) -> None:
+    pipeline = await open_pipeline(EngineConfig(ROOT, num_threads=1, writer=f"vllm://{address}"))
+    try:
+        wanted = [replace(item, mode=mode) for item in items(pipeline, 24)]
+        made = [painted.provenance for painted in await paint(pipeline, wanted)]
+    finally:
+        await pipeline.close()
+    assert len(made) == 24
+    assert all(one.models["vllm_writer"] == pipeline.info.models["vllm_writer"].sha256 for one in made)
+    assert sum(one.writer == "model" for one in made) >= 12
+    assert {one.writer for one in made} <= {"model", "fallback"}
+
+
+async def test_a_deadline_ends_the_work_there(address: str) -> None:
+    pipeline = await open_pipeline(EngineConfig(ROOT, num_threads=1, writer=f"vllm://{address}"))
+    parameters: Parameters = replace(pipeline.info.defaults, stop_after=Stage.PROMPT, deadline_s=0.02)
+    samples = tuple(Sample(index, 0, index) for index in range(64))
+    try:
+        events = pipeline.run(Item("late", parameters, samples, mode=Mode.REWRITE, caption=CAPTION))
+        with pytest.raises(Expired):
+            [event async for event in events]
+        whole = replace(parameters, deadline_s=None)
+        in_time = pipeline.run(Item("in-time", whole, samples[:4], mode=Mode.REWRITE, caption=CAPTION))
+        assert [event async for event in in_time]
+    finally:
+        await pipeline.close()
+
+
+def test_a_folder_becomes_a_dataset(address: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CAPTORY_WRITER", f"vllm://{address}")
+    done = run(SAMPLE, tmp_path / "out", "--mode", "rewrite")
+    assert done.code == 0, done.stderr
+    assert done.summary["images"] == done.summary["items"] > 0
+    manifest = json.loads((tmp_path / "out" / "manifest.json").read_text())
+    assert manifest["num_images"] == done.summary["images"]
+    assert len(manifest["models"]["vllm_writer"]) == 64
+
+
+async def test_one_of_our_own_is_started_and_known_by_its_files(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, value in ENVIRONMENT.items():
+        monkeypatch.setenv(name, value)
+    options = VllmOptions(arguments=ARGUMENTS)
+    pipeline = await open_pipeline(EngineConfig(ROOT, num_threads=1, writer=f"vllm:{WRITER}", vllm=options))
+    try:
+        made = await paint(pipeline, [replace(item, mode=Mode.REWRITE) for item in items(pipeline, 4)])
+    finally:
+        await pipeline.close()
+    assert {painted.provenance.writer for painted in made} <= {"model", "fallback"}
+    assert {painted.provenance.models["vllm_writer"] for painted in made} == {verify_manifest(WRITER)}
+    assert pipeline.info.models["vllm_writer"].backend == "vllm 0.32.0"

@@ -1,0 +1,96 @@
+"""A real vLLM for the tests that need one: picto's writer, on the CPU, out of the environment of `make vllm-env`."""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import subprocess
+import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import IO, NamedTuple
+
+import httpx
+import pytest
+
+from captory_engine.errors import Unavailable
+from captory_engine.vllm.process import find_python
+
+WRITER = Path(__file__).parents[1] / "training" / "checkpoints" / "picto" / "writer"
+ARGUMENTS = ("--enforce-eager", "--max-num-seqs=64")
+ENVIRONMENT = {"VLLM_CPU_KVCACHE_SPACE": "1", "VLLM_NO_USAGE_STATS": "1", "HF_HUB_OFFLINE": "1"}
+START_TIMEOUT_S = 300.0
+
+
+def installed() -> Path | None:
+    """The Python that has vLLM."""
+    try:
+        return find_python()
+    except Unavailable:
+        return None
+
+
+NEEDS_VLLM = [
+    pytest.mark.vllm,
+    pytest.mark.timeout(900),  # it takes about a minute to load, each time
+    pytest.mark.skipif(installed() is None, reason="no vLLM: `make vllm-env` sets it up, or CAPTORY_VLLM_PYTHON"),
+]
+
+
+class RealVllm(NamedTuple):
+    """A running server."""
+
+    address: str
+    process: subprocess.Popen[bytes]
+
+    def kill(self) -> None:
+        """As the kernel does when memory runs out: all of it, at once."""
+        os.killpg(self.process.pid, signal.SIGKILL)
+        self.process.wait()
+
+
+@contextmanager
+def vllm_server(port: int = 0) -> Iterator[RealVllm]:
+    """Serve picto's writer until the block is left, on `port` or, for 0, on a free one."""
+    python = find_python()
+    port = port or free_port()
+    command = [python.with_name("vllm"), "serve", WRITER, "--host=127.0.0.1", f"--port={port}", *ARGUMENTS]
+    environment = {**os.environ, **ENVIRONMENT, "PATH": f"{python.parent}:{os.environ['PATH']}"}
+    with tempfile.TemporaryFile("a+b") as log:
+        process = subprocess.Popen(
+            command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, env=environment, start_new_session=True
+        )
+        try:
+            _wait_until_ready(process, f"http://127.0.0.1:{port}/health", log)
+            yield RealVllm(f"127.0.0.1:{port}", process)
+        finally:
+            process.terminate()
+            with suppress(subprocess.TimeoutExpired):
+                process.wait(15)
+            with suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGKILL)
+            process.wait()
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+def _wait_until_ready(process: subprocess.Popen[bytes], url: str, log: IO[bytes]) -> None:
+    deadline_s = time.monotonic() + START_TIMEOUT_S
+    with httpx.Client(trust_env=False, timeout=5) as client:
+        while time.monotonic() < deadline_s:
+            with suppress(httpx.TransportError):
+                if client.get(url).status_code == 200:
+                    return
+            with suppress(subprocess.TimeoutExpired):
+                process.wait(0.5)  # which is the pause as well
+                break
+    log.seek(0)
+    words = log.read().decode(errors="replace")[-8000:]
+    raise AssertionError(f"vLLM does not start; exit code {process.poll()}; its log ends with:\n{words}")
