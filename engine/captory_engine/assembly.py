@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import asyncio
-from contextlib import ExitStack
+from contextlib import AsyncExitStack, ExitStack
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -38,6 +38,9 @@ from captory_engine.sessions.options import (
 from captory_engine.sessions.registry import open_session
 from captory_engine.stages import Captioner, Painter, Rewritten, Writer, schedule_of
 from captory_engine.tokenizer import PromptTokenizer, Tokenizer
+
+if TYPE_CHECKING:
+    from captory_engine.sessions.triton_watch import Watch
 
 CACHED_CAPTIONS = 4096
 CACHED_TEXTS = 1024
@@ -80,17 +83,43 @@ PROFILES = {
 
 
 async def open_pipeline(config: EngineConfig) -> Pipeline:
-    """Load, verify and warm up. Raises `BadModel` for whatever the repository lacks or has too much of."""
-    located = await asyncio.to_thread(find_family, config.repository, config.family)
-    sessions = await asyncio.to_thread(open_sessions, located.root, located.family, config)
-    profiles = await asyncio.to_thread(_profiles, located.family, sessions, config)
-    pipeline = _build(located.root, located.family, sessions, profiles, config)
-    try:
+    """Load, verify and warm up; what was opened is closed again if that ends early, in whatever way.
+
+    Raises `BadModel` for whatever the repository lacks or has too much of, and `Unreachable` for a remote backend that
+    does not answer in time.
+    """
+    root, family = await asyncio.to_thread(find_family, config.repository, config.family)
+    async with AsyncExitStack() as unless_open:
+        watch = _watch(family, config)
+        if watch:
+            unless_open.push_async_callback(watch.close)
+            await watch.connect()
+        opening = asyncio.create_task(asyncio.to_thread(open_sessions, root, family, config))
+        unless_open.push_async_callback(_close, opening)
+        sessions = await asyncio.shield(opening)
+        profiles = await asyncio.to_thread(_profiles, family, sessions, config)
+        pipeline = _build(root, family, sessions, profiles, config, watch)
+        unless_open.push_async_callback(pipeline.close)
         await _warm_up(pipeline)
-    except Exception as error:
-        await pipeline.close()
-        raise BadModel("WARM_UP", f"the family {located.family.name!r} is loaded but cannot paint") from error
+        unless_open.pop_all()
     return pipeline
+
+
+def _watch(family: Family, config: EngineConfig) -> Watch | None:
+    """Over what runs in a Triton; None where nothing does."""
+    if config.backend != "triton":
+        return None
+    from captory_engine.sessions.triton_watch import Watch
+
+    return Watch(config.triton, [name for name in family.models if _backend_of(name, family, config) == "triton"])
+
+
+async def _close(opening: asyncio.Task[dict[str, Session]]) -> None:
+    """Close what is open, or is about to be: a thread that opens cannot be stopped."""
+    [opened] = await asyncio.gather(opening, return_exceptions=True)
+    if isinstance(opened, dict):
+        for session in opened.values():
+            await asyncio.to_thread(session.close)
 
 
 def open_sessions(root: Path, family: Family, config: EngineConfig) -> dict[str, Session]:
@@ -141,9 +170,14 @@ def _profiles(family: Family, sessions: dict[str, Session], config: EngineConfig
 
 
 def _build(
-    root: Path, family: Family, sessions: dict[str, Session], profiles: dict[str, Profile], config: EngineConfig
+    root: Path,
+    family: Family,
+    sessions: dict[str, Session],
+    profiles: dict[str, Profile],
+    config: EngineConfig,
+    watch: Watch | None,
 ) -> Pipeline:
-    device = Device(_engines(family, sessions, profiles), num_lanes=num_lanes(config))
+    device = _device(_engines(family, sessions, profiles), sessions, config, watch)
     captions = SingleFlight(LruCache[Captioned](CACHED_CAPTIONS, CACHED_CAPTIONS << 10, lambda words: len(words.text)))
     captioner = Captioner(device, family.captioner, Tokenizer(root / family.captioner.tokenizer), captions)
     spec = family.writer
@@ -151,6 +185,18 @@ def _build(
     writer = Writer(device, spec, Tokenizer(root / spec.tokenizer), rewrites) if spec else None
     painter = Painter(device, family.painter, _prompt_tokenizers(root, family), CACHED_TEXTS)
     return Pipeline(_info(family, sessions, config.limits), device, captioner, writer, painter, [*sessions.values()])
+
+
+def _device(
+    engines: list[StepEngine[Any]], sessions: dict[str, Session], config: EngineConfig, watch: Watch | None
+) -> Device:
+    lanes = num_lanes(config)
+    if watch is None:
+        return Device(engines, num_lanes=lanes)
+    from captory_engine.sessions.triton_device import TritonDevice
+
+    remote = [sessions[name] for name in watch.names]
+    return TritonDevice(engines, watch, remote, patience_s=config.triton.patience_s, num_lanes=lanes)
 
 
 def _prompt_tokenizers(root: Path, family: Family) -> dict[str, PromptTokenizer]:
@@ -205,7 +251,14 @@ def _info(family: Family, sessions: dict[str, Session], limits: Limits) -> Famil
 
 
 async def _warm_up(pipeline: Pipeline) -> None:
-    """One item through every stage, so that the first caller does not pay for first calls."""
+    """One item through every stage, so that the first caller does not pay for first calls. Raises `BadModel`."""
+    try:
+        await _first(pipeline)
+    except Exception as error:
+        raise BadModel("WARM_UP", f"the family {pipeline.info.name!r} is loaded but cannot paint") from error
+
+
+async def _first(pipeline: Pipeline) -> None:
     size = pipeline.info.defaults
     parameters = replace(size, steps=1)
     image = encode_image(np.zeros((size.height, size.width, 3), np.uint8), ImageFormat.PNG)

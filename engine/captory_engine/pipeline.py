@@ -137,7 +137,14 @@ class Pipeline:
 
         def decode() -> Any:
             decoded = self._decode(image)
-            return images.to_pixel_values(decoded, spec.image_size_px, spec.image_mean, spec.image_std)
+            return images.to_pixel_values(
+                decoded,
+                spec.image_size_px,
+                spec.image_mean,
+                spec.image_std,
+                stretch=spec.stretch,
+                resample=spec.resample,
+            )
 
         return await self._captioner.look(await self._codecs.run(decode), share)
 
