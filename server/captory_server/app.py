@@ -43,9 +43,7 @@ class App:
         self.service = CaptoryService(settings, _version())
         self.health = Health([CAPTORY])
         self.pipeline: Pipeline | None = None
-        self._server = aio.server(
-            interceptors=[Boundary()], options=_options(settings), maximum_concurrent_rpcs=settings.max_calls
-        )
+        self._server = aio.server(interceptors=[Boundary(settings.max_calls)], options=_options(settings))
         captory_pb2_grpc.add_CaptoryServicer_to_server(self.service, self._server)
         health_pb2_grpc.add_HealthServicer_to_server(self.health, self._server)
         add_reflection([CAPTORY, HEALTH], self._server)

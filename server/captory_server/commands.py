@@ -105,7 +105,10 @@ def list_(repository: Root = None) -> None:
     from captory_engine.repository import list_models
 
     with _root(repository) as root:
-        _print_states(root, list_models(root))
+        names = list_models(root)
+        _print_states(root, names)
+        if not names:
+            typer.echo(f"captory models: {root} has no models", err=True)
 
 
 @models.command()

@@ -127,7 +127,12 @@ def figures() -> dict[str, dict]:
     stage = {"share": 0.9, "mean_rows": 16.0, "ms_per_row": 3.0}
     curve = {"ms_per_row": {"1": 4.0, "2": 2.5}, "num_lanes": 2}
     found = {
-        "serve": {"arms": {"an arm": arm}, "latency": {"arrivals_per_s": 3.0, "an arm": tail}},
+        "serve": {
+            "arms": {"an arm": arm},
+            "latency": {"arrivals_per_s": 3.0, "an arm": tail},
+            "one_over_other": 1.5,
+            "spread": {"one_over_other": [1.4, 1.6]},
+        },
         "sharing": {
             "classes": {"rounds": [classes], "batch_rows": {"16": 3}},
             "denoiser_batches_around_one_step": {"median": 2, "max": 3},
