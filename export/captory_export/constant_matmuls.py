@@ -12,29 +12,36 @@ from onnxscript.rewriter.pattern import RewriteRule, RewriteRuleSet
 
 def as_matmuls(model: ir.Model) -> None:
     """Rewrite layers that are a `Gemm`, as GPT-2's, and heads that transpose the weights of the embedding; in place."""
-    RewriteRuleSet([gemm, transposed]).apply_to_model(model)
+    RewriteRuleSet([gemm, gemm_with_bias, transposed]).apply_to_model(model)
     common.LiftConstantsToInitializersPass()(model)
     common.RemoveUnusedNodesPass()(model)
 
 
-def _any_gemm(op: Any, x: Any, w: Any, b: Any) -> Any:
+def _gemm(op: Any, x: Any, w: Any) -> Any:
+    return op.Gemm(x, w, _allow_other_attributes=True, _outputs=["y"])
+
+
+def _gemm_with_bias(op: Any, x: Any, w: Any, b: Any) -> Any:
     return op.Gemm(x, w, b, _allow_other_attributes=True, _outputs=["y"])
 
 
-def _is_linear(context: Any, w: ir.Value, b: ir.Value | None, y: ir.Value, **_: Any) -> bool:
-    """Whether it is x W + b or x W^T + b, with a constant W."""
+def _is_linear(context: Any, w: ir.Value, y: ir.Value, **_: Any) -> bool:
+    """Whether it is x W or x W^T, plus the bias if there is one, with a constant W."""
     node = y.producer()
-    if node is None or b is None or w.const_value is None:
+    if node is None or w.const_value is None:
         return False
     scales = [node.attributes.get_float(name, 1.0) for name in ("alpha", "beta")]
     return scales == [1.0, 1.0] and not node.attributes.get_int("transA", 0)
 
 
-def _multiply_and_add(op: Any, x: ir.Value, w: ir.Value, b: ir.Value, y: ir.Value) -> Any:
+def _multiply(op: Any, x: ir.Value, w: ir.Value, y: ir.Value) -> Any:
     node = y.producer()
     assert node is not None
-    is_transposed = bool(node.attributes.get_int("transB", 0))
-    return op.Add(op.MatMul(x, _transposed(op, w) if is_transposed else w), b)
+    return op.MatMul(x, _transposed(op, w) if node.attributes.get_int("transB", 0) else w)
+
+
+def _multiply_and_add(op: Any, x: ir.Value, w: ir.Value, b: ir.Value, y: ir.Value) -> Any:
+    return op.Add(_multiply(op, x, w, y), b)
 
 
 def _by_transposed(op: Any, x: Any, w: Any) -> Any:
@@ -54,5 +61,6 @@ def _transposed(op: Any, matrix: ir.Value) -> Any:
     return op.Constant(value=ir.tensor(np.ascontiguousarray(matrix.const_value.numpy().T)))
 
 
-gemm = RewriteRule(_any_gemm, _multiply_and_add, _is_linear)
+gemm = RewriteRule(_gemm, _multiply, _is_linear)
+gemm_with_bias = RewriteRule(_gemm_with_bias, _multiply_and_add, _is_linear)
 transposed = RewriteRule(_by_transposed, _by_constant, _is_constant_matrix)

@@ -50,7 +50,7 @@ class Prepared(NamedTuple):
     wanted: Wanted
     name: str
     checkpoints: Mapping[Role, Checkpoint]
-    sections: Mapping[Role, Captioner | Painter | Writer]
+    sections: Mapping[str, Captioner | Painter | Writer]
     licences: Mapping[str, bytes]
     num_bytes: int  # on disk, about
 
@@ -68,7 +68,9 @@ def export_family(wanted: Wanted, out: Path, say: Say) -> dict[str, Any]:
 def prepare(wanted: Wanted) -> Prepared:
     """Find the checkpoints, and refuse what cannot be exported before anything is computed. Raises `BadModel`."""
     references: dict[Role, str] = {"painter": wanted.painter, "captioner": wanted.captioner, "writer": wanted.writer}
-    checkpoints = {role: find(reference) for role, reference in references.items() if reference or role != "writer"}
+    checkpoints: dict[Role, Checkpoint] = {
+        role: find(reference) for role, reference in references.items() if reference or role != "writer"
+    }
     painter = checkpoints["painter"]
     name = _checked(wanted.name or painter.own_settings().get("name") or _named(painter))
     merging = [painter] if wanted.loras else []

@@ -83,8 +83,9 @@ def serve(
         "checkpoints": torch_checkpoints,
     }
     tensorrt = {"precision": tensorrt_precision, "engines": tensorrt_engines, "device": tensorrt_device}
+    groups: dict[str, dict[str, Any]] = {"limits": limits, "torch": torch, "tensorrt": tensorrt}
+    groups["triton"] = {"address": triton}
     try:
-        groups = {"limits": limits, "torch": torch, "triton": {"address": triton}, "tensorrt": tensorrt}
         settings = load(config, **{name: _given(group) for name, group in groups.items()}, **flags, **rest)
         configure(settings.log_level, settings.log_file)
     except (ValidationError, OSError) as error:

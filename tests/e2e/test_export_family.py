@@ -40,6 +40,8 @@ from captory_export.painters import full_image  # noqa: E402
 from captory_export.painters.stable_diffusion import open_stable_diffusion  # noqa: E402
 from captory_export.precision import BOUNDS, Precision  # noqa: E402
 
+pytestmark = pytest.mark.export
+
 MODELS = ["captioner_decoder", "captioner_vision", "painter_text_encoder", "painter_unet", "painter_vae_decoder"]
 LAYER = "unet.down_blocks.0.attentions.0.transformer_blocks.0.attn1.to_v"
 TENSORS = "unet/diffusion_pytorch_model.safetensors"

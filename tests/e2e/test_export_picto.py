@@ -31,6 +31,8 @@ from captory_export.model_folders import export_part  # noqa: E402
 from captory_export.picto_reader import export_reader  # noqa: E402
 from captory_export.precision import Precision  # noqa: E402
 
+pytestmark = pytest.mark.export
+
 SHIPPED = default_repository()
 CHECKPOINTS = default_checkpoints() / "picto"
 PARTS: dict[Role, tuple[str, ...]] = {

@@ -34,6 +34,8 @@ from captory_engine.sessions.options import TritonOptions
 from captory_export.families import Wanted, export_family
 from captory_export.triton.host import triton_server
 
+pytestmark = pytest.mark.export
+
 PHOTO = Image.fromarray(np.random.default_rng(0).integers(0, 256, (30, 40, 3), np.uint8))
 PROMPT, NEGATIVE_PROMPTS = "a photo of a red mug on a table", ("", "blue dog")
 SEED, NUM_STEPS, GUIDANCE_SCALE = 7, 3, 7.5

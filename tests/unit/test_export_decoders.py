@@ -61,6 +61,8 @@ from captory_export.model_folders import export_part  # noqa: E402
 from captory_export.precision import Precision, faults  # noqa: E402
 from captory_export.writers.language_model import COMPLETION, REQUEST, LanguageModelGraph, open_language_model  # noqa: E402
 
+pytestmark = pytest.mark.export
+
 Feed = dict[str, NDArray[Any]]
 PROMPTS = [[1, 7], [1, 9, 30, 31, 8], [1], [1, 12, 13, 14, 15, 16, 17, 18]]
 LONGROPE = {"rope_type": "longrope", "factor": 2.0, "short_factor": [1.0] * 8, "long_factor": [2.0] * 8}

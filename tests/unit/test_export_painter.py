@@ -39,6 +39,8 @@ from captory_export.model_folders import Example, compare_outputs, export_part  
 from captory_export.painters import full_image  # noqa: E402
 from captory_export.precision import BOUNDS, Precision, faults  # noqa: E402
 
+pytestmark = pytest.mark.export
+
 SUFFIXES = ("text_encoder", "unet", "vae_decoder")
 UNET_WEIGHTS = Path("unet", "diffusion_pytorch_model.safetensors")
 TWINS: dict[str, Callable[[Path], Path]] = {

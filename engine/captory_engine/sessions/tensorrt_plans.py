@@ -151,7 +151,8 @@ def _others(root: Path, key: Key) -> str:
     """What the engine of this model that comes nearest was built for."""
     records = (_read(path) for path in sorted(root.glob(f"*/*/*/{key.model}-*/{RECORD}")))
     wrong = [differences(record.key, key) for record in records if record is not None]
-    return f"; there is one for {'; '.join(min(wrong, key=len))}" if wrong else ""
+    nearest = min(wrong, key=len, default=[])
+    return f"; there is one for {'; '.join(nearest)}" if nearest else ""
 
 
 def _read(path: Path) -> Record | None:

@@ -86,7 +86,7 @@ class TritonSession:
         given = [_tensor(name, array) for name, array in tensors.items()]
         for one, array in zip(given, tensors.values(), strict=True):
             one.set_data_from_numpy(array)
-        result = await client.infer(self.name, given, outputs=asked, client_timeout=self._timeout_s)
+        result: Any = await client.infer(self.name, given, outputs=asked, client_timeout=self._timeout_s)
         return {spec.name: _shaped(spec, result.as_numpy(spec.name), batch) for spec in self.outputs}
 
     async def _lay(
@@ -107,7 +107,7 @@ class TritonSession:
                 asked.append(InferRequestedOutput(spec.name))
                 if spec.name in known:
                     asked[-1].set_shared_memory(region.name, sizes[spec.name], places[spec.name])
-            result = await client.infer(self.name, given, outputs=asked, client_timeout=self._timeout_s)
+            result: Any = await client.infer(self.name, given, outputs=asked, client_timeout=self._timeout_s)
             found = {
                 spec.name: _laid(result, spec, region, places[spec.name])
                 if spec.name in known

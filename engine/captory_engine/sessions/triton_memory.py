@@ -92,7 +92,7 @@ class Regions:
 
     async def sweep(self) -> None:
         """Take away what processes that were killed have left."""
-        status = await self._client.get_system_shared_memory_status(client_timeout=self._timeout_s)
+        status: Any = await self._client.get_system_shared_memory_status(client_timeout=self._timeout_s)
         await self._forget(_left(status.regions))
 
     async def _made(self, size: int) -> Region:

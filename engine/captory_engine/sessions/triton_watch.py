@@ -18,6 +18,7 @@ from captory_engine.sessions.triton_link import CHANNEL_OPTIONS, DOWN
 PAUSE_S = 0.25  # before each question: what has just gone is not back yet
 ANSWER_S = 2.0
 
+_messages: Any = service_pb2  # made at run time
 log = logging.getLogger(__name__)
 
 
@@ -97,7 +98,7 @@ class Watch:
     async def _ready(self) -> bool:
         """Whether all models are ready, asked after a pause."""
         await asyncio.sleep(PAUSE_S)
-        asked = [service_pb2.ModelReadyRequest(name=name) for name in self.names]
+        asked = [_messages.ModelReadyRequest(name=name) for name in self.names]
         try:
             return all([(await self._stub.ModelReady(one, timeout=ANSWER_S)).ready for one in asked])
         except grpc.RpcError:

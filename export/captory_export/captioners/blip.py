@@ -86,7 +86,7 @@ class BlipDecoderGraph(nn.Module):
 def open_blip(checkpoint: Checkpoint) -> Captioner:
     """A `BlipForConditionalGeneration`. Raises `BadModel`."""
     from transformers import BlipForConditionalGeneration
-    from transformers.image_utils import OPENAI_CLIP_MEAN, OPENAI_CLIP_STD
+    from transformers.utils.constants import OPENAI_CLIP_MEAN, OPENAI_CLIP_STD
 
     config = read_config(checkpoint)
     text, vision = config.text_config, config.vision_config

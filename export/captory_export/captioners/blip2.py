@@ -113,7 +113,7 @@ class Blip2DecoderGraph(nn.Module):
 def open_blip2(checkpoint: Checkpoint) -> Captioner:
     """A `Blip2ForConditionalGeneration` over OPT. Raises `BadModel`."""
     from transformers import Blip2ForConditionalGeneration
-    from transformers.image_utils import OPENAI_CLIP_MEAN, OPENAI_CLIP_STD
+    from transformers.utils.constants import OPENAI_CLIP_MEAN, OPENAI_CLIP_STD
 
     config = read_config(checkpoint)
     text, vision = config.text_config, config.vision_config

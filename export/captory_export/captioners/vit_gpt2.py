@@ -84,7 +84,7 @@ class Gpt2DecoderGraph(nn.Module):
 def open_vit_gpt2(checkpoint: Checkpoint) -> Captioner:
     """A `VisionEncoderDecoderModel` of ViT and GPT-2; it was not trained to go on from words. Raises `BadModel`."""
     from transformers import VisionEncoderDecoderModel
-    from transformers.image_utils import IMAGENET_STANDARD_MEAN, IMAGENET_STANDARD_STD
+    from transformers.utils.constants import IMAGENET_STANDARD_MEAN, IMAGENET_STANDARD_STD
 
     config = read_config(checkpoint)
     vision, text = config.encoder, config.decoder

@@ -148,6 +148,6 @@ def run_module(graph: Graph) -> Run:
 
 def run_model(folder: Path) -> Run:
     """What runs a model's folder."""
-    session = open_graph(folder)
+    session: Any = open_graph(folder)
     names = [output.name for output in session.get_outputs()]
     return lambda inputs: dict(zip(names, session.run(names, dict(inputs)), strict=True))

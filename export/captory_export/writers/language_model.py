@@ -210,7 +210,7 @@ def open_language_model(checkpoint: Checkpoint) -> LanguageModel:
 
 def _end(ids: Sequence[int], preferred: int | None) -> int:
     """Of several ends the one that the tokenizer calls so, which in a chat ends a turn; else the first."""
-    return preferred if preferred in ids else ids[0]
+    return preferred if preferred is not None and preferred in ids else ids[0]
 
 
 def _rewriting(checkpoint: Checkpoint, tokenizer: Any) -> str:
