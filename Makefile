@@ -2,8 +2,9 @@
 #   make demo   set up .venv (without torch) and run the main job on the shipped sample
 #   make test   set up .venv-dev and run the test suite
 #   make lint   ruff, mypy --strict, pyright
-#   make ci     lint, test, test-triton and test-vllm, as .ci/run does
+#   make ci     lint, test, test-export, test-triton and test-vllm, as .ci/run does
 #   make triton serve the model repository with a real Triton on the CPU, until Ctrl-C
+#   make test-export   the tests that export checkpoints with torch (8 minutes)
 #   make test-triton   the tests against that Triton
 #   make test-vllm     the tests against a real vLLM on the CPU
 #   make test-full-size   Stable Diffusion 1.5 and BLIP-base with random weights, exported and served (20 minutes)
@@ -26,14 +27,17 @@ PIP_FLAGS := --quiet --disable-pip-version-check
 TORCH_INDEX ?=
 TORCH := torch==2.13.0
 
-.PHONY: demo test test-triton test-vllm test-full-size triton lint ci format stubs bench bench-full gpu-bench gpu-export eval \
-	triton-env vllm-env clean
+.PHONY: demo test test-export test-triton test-vllm test-full-size triton lint ci format stubs bench bench-full gpu-bench gpu-export \
+	eval triton-env vllm-env clean
 
 demo: $(VENV)/.ready
 	$(VENV)/bin/captory demo --out demo-out
 
 test: $(DEV)/.ready
-	$(DEV)/bin/python -m pytest -m "not triton and not vllm"
+	$(DEV)/bin/python -m pytest -m "not triton and not vllm and not export"
+
+test-export: $(DEV)/.ready
+	$(DEV)/bin/python -m pytest -m "export and not triton and not vllm"
 
 test-triton: $(DEV)/.ready $(TRITON)/.ready
 	$(DEV)/bin/python -m pytest -m triton
@@ -53,7 +57,7 @@ lint: $(DEV)/.ready
 	$(DEV)/bin/mypy $(PACKAGES)
 	$(DEV)/bin/pyright --pythonpath $(DEV)/bin/python
 
-ci: lint test test-triton test-vllm
+ci: lint test test-export test-triton test-vllm
 
 format: $(DEV)/.ready
 	$(DEV)/bin/ruff check --fix .

@@ -78,6 +78,7 @@ class FakeDevice:
     """Counts that a test sets."""
 
     num_lanes: int = 2
+    answers: bool = True
     uptime_s: float = 1.0
     counts: dict[str, StageCounts] = field(default_factory=dict)
 

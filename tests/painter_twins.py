@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from diffusers import (
     AutoencoderKL,
+    DiffusionPipeline,
     EulerDiscreteScheduler,
     FlowMatchEulerDiscreteScheduler,
     SD3Transformer2DModel,
@@ -25,14 +26,17 @@ from transformers import (
     T5EncoderModel,
 )
 
+from captory_engine.diffusion.noise import gaussian_noise
+
 WORDS = ["a", "photo", "of", "red", "blue", "green", "mug", "cup", "dog", "on", "the", "table", "black", "white"]
 NUM_TOKENS = 12
 TEXT_WIDTH = 16
+SIZE_PX, LATENTS = 32, (4, 4, 4)
 BETAS = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear", "num_train_timesteps": 1000}
 
 
 def stable_diffusion(folder: Path, *, prediction_type: str = "epsilon", scaling_factor: float = 0.18215) -> Path:
-    """`StableDiffusionPipeline`: 32 pixels, latents of 4 x 4 x 4 with two levels."""
+    """`StableDiffusionPipeline`: a UNet of two levels."""
     torch.manual_seed(0)
     _text_encoder().save_pretrained(folder / "text_encoder")
     _unet(cross_attention_dim=TEXT_WIDTH).save_pretrained(folder / "unet")
@@ -108,9 +112,31 @@ def stable_diffusion_15(folder: Path, size_px: int) -> Path:
     return _index(folder, "StableDiffusionPipeline", parts, {"safety_checker": [None, None]})
 
 
+def pipeline_image(
+    folder: Path, prompt: str, negative_prompt: str = "", *, seed: int, num_steps: int, guidance_scale: float
+) -> Any:
+    """What diffusers' own pipeline paints from the engine's noise, [3, H, W] in -1..1."""
+    index = json.loads((folder / "model_index.json").read_text())
+    absent = {part: None for part, kind in index.items() if kind == [None, None]}
+    pipeline = DiffusionPipeline.from_pretrained(folder, torch_dtype=torch.float32, **absent)
+    pipeline.set_progress_bar_config(disable=True)
+    images = pipeline(
+        prompt,
+        negative_prompt=negative_prompt or None,  # an empty one is text to SDXL, where none at all is zeros
+        num_inference_steps=num_steps,
+        guidance_scale=guidance_scale,
+        latents=torch.from_numpy(gaussian_noise(seed, LATENTS)[None]),
+        height=SIZE_PX,
+        width=SIZE_PX,
+        output_type="pt",
+        **({"max_sequence_length": 256} if index["_class_name"] == "StableDiffusion3Pipeline" else {}),
+    ).images
+    return images[0].numpy() * 2 - 1
+
+
 def _text_encoder(*, projected: bool = False, width: int = TEXT_WIDTH) -> Any:
     config = CLIPTextConfig(
-        vocab_size=60, hidden_size=width, intermediate_size=24, num_hidden_layers=3, num_attention_heads=2,
+        vocab_size=60, hidden_size=width, intermediate_size=24, num_hidden_layers=2, num_attention_heads=2,
         max_position_embeddings=NUM_TOKENS, projection_dim=TEXT_WIDTH, bos_token_id=0, eos_token_id=1, pad_token_id=1,
     )  # fmt: skip
     return (CLIPTextModelWithProjection if projected else CLIPTextModel)(config).eval()
@@ -120,7 +146,7 @@ def _unet(**further: Any) -> Any:
     return UNet2DConditionModel(
         sample_size=4, in_channels=4, out_channels=4, block_out_channels=(16, 32), layers_per_block=1,
         norm_num_groups=4, down_block_types=("CrossAttnDownBlock2D", "DownBlock2D"),
-        up_block_types=("UpBlock2D", "CrossAttnUpBlock2D"), attention_head_dim=2, **further,
+        up_block_types=("UpBlock2D", "UpBlock2D"), attention_head_dim=2, **further,
     ).eval()  # fmt: skip
 
 

@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 import transformers
+from PIL import Image
 from tokenizers import Tokenizer, models, pre_tokenizers
 
 PAD_ID, BOS_ID, EOS_ID = range(3)
@@ -43,8 +44,9 @@ def blip2() -> Any:
     }  # fmt: skip
     qformer = {**SHAPE, "hidden_size": 24, "vocab_size": 8, "max_position_embeddings": 8}
     config = transformers.Blip2Config(
-        text_config=text, vision_config={**SHAPE, **SQUARE}, qformer_config=qformer, num_query_tokens=4
-    )
+        text_config=text, vision_config={**SHAPE, **SQUARE}, qformer_config=qformer, num_query_tokens=4,
+        image_token_index=VOCAB - 1,
+    )  # fmt: skip
     return transformers.Blip2ForConditionalGeneration(config)
 
 
@@ -81,7 +83,11 @@ MAKERS: dict[str, Callable[[], Any]] = {
     "qwen2": qwen2,
     "llama": llama,
 }
-CAPTIONERS = ("blip", "blip-2", "vit-gpt2")
+CAPTIONERS = {
+    "blip": (transformers.BlipForConditionalGeneration, transformers.BlipImageProcessor),
+    "blip-2": (transformers.Blip2ForConditionalGeneration, transformers.BlipImageProcessor),
+    "vit-gpt2": (transformers.VisionEncoderDecoderModel, transformers.ViTImageProcessor),
+}
 OWN_SETTINGS = {  # what a writer says that was made for Captory
     "templates": {"rewrite": "<bos>{text} in other words"},
     "examples": [["rewrite", "a red dog"], ["rewrite", "a"], ["rewrite", "a detailed photo of a red dog on grass"]],
@@ -115,3 +121,12 @@ def write(name: str, model: Any, folder: Path, *, size_px: int = 16, num_words: 
     if name == "qwen2":
         (folder / "captory.json").write_text(json.dumps(OWN_SETTINGS))
     return folder
+
+
+def caption(name: str, folder: Path, photo: Image.Image, max_new_tokens: int) -> str:
+    """What transformers itself says of a photograph: by its image processor, its `generate` and its tokenizer."""
+    model, processor = (kind.from_pretrained(folder) for kind in CAPTIONERS[name])
+    pixel_values = processor(photo, return_tensors="pt").pixel_values
+    [row] = model.generate(pixel_values=pixel_values, max_new_tokens=max_new_tokens, do_sample=False).tolist()
+    tokenizer = transformers.PreTrainedTokenizerFast.from_pretrained(folder)
+    return tokenizer.decode(row[row.index(BOS_ID) + 1 :], skip_special_tokens=True)

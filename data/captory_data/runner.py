@@ -81,6 +81,7 @@ class _Run:
     ) -> None:
         self._dataset = dataset
         self._spec = dataset.job.spec
+        self._num_held = dataset.ledger.counts().images
         self._progress = progress
         self._stop = stop
         self._on_progress = on_progress
@@ -236,6 +237,7 @@ class _Run:
             seconds=seconds,
             images_per_s=counts.published / seconds if seconds > 0 else 0.0,
             failed_before=counts.failed_before,
+            images_in_all=self._num_held + counts.published,
             stage_seconds=counts.mean_stage_seconds(),
             interrupted=interrupted,
             error=error,

@@ -45,7 +45,8 @@ class Progress:
 @dataclass(frozen=True, slots=True)
 class JobSummary:
     """How a run ended. Every image asked for is in exactly one of images, failed, dropped and skipped, unless the
-    run was cut short. `failed` and `dropped` include those of earlier runs (`failed_before`) not tried again."""
+    run was cut short. `failed` and `dropped` include those of earlier runs (`failed_before`) not tried again.
+    `images_in_all` is what the dataset holds now, from other inputs too."""
 
     items: int
     images: int
@@ -55,6 +56,7 @@ class JobSummary:
     seconds: float
     images_per_s: float
     failed_before: int = 0
+    images_in_all: int = 0
     stage_seconds: dict[str, float] = field(default_factory=dict)
     interrupted: bool = False
     error: str | None = None

@@ -64,6 +64,7 @@ def verify(out: Path) -> VerifyReport:
             report.problems += _check_shard(reader, shard, ledger.images_of(number))
         report.problems += _check_manifest(out, reader, ledger, job)
         report.problems += [Problem(path, "is not part of the dataset") for path in reader.strays(ledger)]
+        report.problems = list(dict.fromkeys(report.problems))  # ledger and manifest list the same files
     return report
 
 

@@ -47,6 +47,7 @@ from captory_engine.vllm.options import VllmOptions
 from captory_engine.wording import Worded, Wording, Writer
 
 if TYPE_CHECKING:
+    from captory_engine.sessions.triton_watch import Watch
     from captory_engine.vllm.server import Server
 
 CACHED_CAPTIONS = 4096
@@ -106,25 +107,32 @@ PROFILES = {
 
 
 async def open_pipeline(config: EngineConfig) -> Pipeline:
-    """Load, verify and warm up. Raises `BadModel` for whatever the repository lacks or has too much of."""
+    """Load, verify and warm up; what was opened is closed again if that ends early, in whatever way.
+
+    Raises `BadModel` for whatever the repository lacks or has too much of, and `Unavailable` for a remote backend that
+    does not answer in time.
+    """
     modes = await asyncio.to_thread(read_modes, config.modes)
     located = await asyncio.to_thread(find_family, config.repository, config.family)
-    async with AsyncExitStack() as unless_built:
-        on_vllm = await _open_on_vllm(located, config, unless_built)
+    async with AsyncExitStack() as unless_open:
+        on_vllm = await _open_on_vllm(located, config, unless_open)
         here = located.family.model_copy(update={"writer": None}) if on_vllm.writer else located.family
-        sessions = await asyncio.to_thread(open_sessions, located.root, here, config)
+        watch = _watch(here, config)
+        if watch:
+            unless_open.push_async_callback(watch.close)
+            await watch.connect()
+        opening = asyncio.create_task(asyncio.to_thread(open_sessions, located.root, here, config))
+        unless_open.push_async_callback(_close, opening)
+        sessions = await asyncio.shield(opening)
         profiles = await asyncio.to_thread(_profiles, here, sessions, config)
-        pipeline = _build(located, modes, sessions, profiles, config, on_vllm)
-        unless_built.pop_all()
-    try:
+        pipeline = _build(located, modes, sessions, profiles, config, on_vllm, watch)
+        unless_open.push_async_callback(pipeline.close)
         await _warm_up(pipeline)
-    except Exception as error:
-        await pipeline.close()
-        raise BadModel("WARM_UP", f"the family {located.family.name!r} is loaded but cannot paint") from error
+        unless_open.pop_all()
     return pipeline
 
 
-async def _open_on_vllm(located: LocatedFamily, config: EngineConfig, unless_built: AsyncExitStack) -> _OnVllm:
+async def _open_on_vllm(located: LocatedFamily, config: EngineConfig, unless_open: AsyncExitStack) -> _OnVllm:
     """Reach or start the servers that are named; one may be both writer and captioner."""
     if not (config.writer or config.captioner):
         return _OnVllm()
@@ -135,7 +143,7 @@ async def _open_on_vllm(located: LocatedFamily, config: EngineConfig, unless_bui
     servers: dict[str, Server] = {}
     for value in filter(None, dict.fromkeys((config.writer, config.captioner))):
         servers[value] = await open_server(value, config.vllm)
-        unless_built.push_async_callback(servers[value].close)
+        unless_open.push_async_callback(servers[value].close)
     models: dict[str, ModelInfo] = {}
     writer = None
     if config.writer:
@@ -146,6 +154,23 @@ async def _open_on_vllm(located: LocatedFamily, config: EngineConfig, unless_bui
         await check_vision(servers[config.captioner])
         models["vllm_captioner"] = captioner_info(servers[config.captioner])
     return _OnVllm(servers, models, writer, isinstance(writer, ChatWriter), servers.get(config.captioner))
+
+
+def _watch(family: Family, config: EngineConfig) -> Watch | None:
+    """Over what runs in a Triton; None where nothing does."""
+    if config.backend != "triton":
+        return None
+    from captory_engine.sessions.triton_watch import Watch
+
+    return Watch(config.triton, [name for name in family.models if _backend_of(name, family, config) == "triton"])
+
+
+async def _close(opening: asyncio.Task[dict[str, Session]]) -> None:
+    """Close what is open, or is about to be: a thread that opens cannot be stopped."""
+    [opened] = await asyncio.gather(opening, return_exceptions=True)
+    if isinstance(opened, dict):
+        for session in opened.values():
+            await asyncio.to_thread(session.close)
 
 
 def open_sessions(root: Path, family: Family, config: EngineConfig) -> dict[str, Session]:
@@ -202,9 +227,10 @@ def _build(
     profiles: dict[str, Profile],
     config: EngineConfig,
     on_vllm: _OnVllm,
+    watch: Watch | None,
 ) -> Pipeline:
     root, family = located
-    device, codecs = Device(_engines(family, sessions, profiles), num_lanes=num_lanes(config)), Codecs()
+    device, codecs = _device(_engines(family, sessions, profiles), sessions, config, watch), Codecs()
     return Pipeline(
         _info(family, modes, sessions, config.limits, on_vllm),
         device,
@@ -237,6 +263,18 @@ def _wording(root: Path, family: Family, device: Device, on_vllm: _OnVllm) -> Wo
         writer = EmbeddedWriter(device, family.writer, Tokenizer(root / family.writer.tokenizer))
     words = LruCache[Worded](CACHED_CAPTIONS, CACHED_CAPTIONS << 10, lambda worded: len(worded.text or ""))
     return Wording(writer, SingleFlight(words)) if writer else None
+
+
+def _device(
+    engines: list[StepEngine[Any]], sessions: dict[str, Session], config: EngineConfig, watch: Watch | None
+) -> Device:
+    lanes = num_lanes(config)
+    if watch is None:
+        return Device(engines, num_lanes=lanes)
+    from captory_engine.sessions.triton_device import TritonDevice
+
+    remote = [sessions[name] for name in watch.names]
+    return TritonDevice(engines, watch, remote, patience_s=config.triton.patience_s, num_lanes=lanes)
 
 
 def _prompt_tokenizers(root: Path, family: Family) -> dict[str, PromptTokenizer]:
@@ -304,7 +342,14 @@ def _can_word(family: Family, plan: PromptPlan) -> bool:
 
 
 async def _warm_up(pipeline: Pipeline) -> None:
-    """One item through every stage, so that the first caller does not pay for first calls."""
+    """One item through every stage, so that the first caller does not pay for first calls. Raises `BadModel`."""
+    try:
+        await _first(pipeline)
+    except Exception as error:
+        raise BadModel("WARM_UP", f"the family {pipeline.info.name!r} is loaded but cannot paint") from error
+
+
+async def _first(pipeline: Pipeline) -> None:
     size = pipeline.info.defaults
     parameters = replace(size, steps=1)
     image = encode_image(np.zeros((size.height, size.width, 3), np.uint8), ImageFormat.PNG)

@@ -90,7 +90,14 @@ class EmbeddedCaptioner:
     def _pixel_values(self, image: bytes) -> NDArray[Any]:
         """Encoded bytes as the vision encoder takes them, [3, S, S], float32; for a codec thread."""
         spec = self._spec
-        return images.to_pixel_values(self._decode(image), spec.image_size_px, spec.image_mean, spec.image_std)
+        return images.to_pixel_values(
+            self._decode(image),
+            spec.image_size_px,
+            spec.image_mean,
+            spec.image_std,
+            stretch=spec.stretch,
+            resample=spec.resample,
+        )
 
     def _decode(self, image: bytes) -> Any:
         """Encoded bytes to an RGB image, as large as the captioner needs it; for a codec thread."""

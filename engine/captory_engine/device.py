@@ -145,6 +145,11 @@ class Device:
                 self._launch(batch)
 
     @property
+    def answers(self) -> bool:
+        """Whether work that comes now is begun now; a device elsewhere may be away."""
+        return True
+
+    @property
     def uptime_s(self) -> float:
         """Seconds since the device was made."""
         return self._clock() - self._started_s

@@ -32,7 +32,10 @@ class _Section(BaseModel):
 
 
 class Captioner(_Section):
-    """An image captioner: a vision encoder and a token decoder that starts from a prefix."""
+    """An image captioner: a vision encoder and a token decoder that starts from a prefix.
+
+    Of a photograph that is no square it sees the centre or, with `stretch`, all of it squeezed into one.
+    """
 
     architecture: Literal["blip", "blip-2", "vit-gpt2"]
     vision: ModelName
@@ -41,6 +44,8 @@ class Captioner(_Section):
     image_size_px: Positive
     image_mean: Channels
     image_std: Channels
+    stretch: bool = False
+    resample: Literal["bilinear", "bicubic", "lanczos"] = "bicubic"
     bos_id: TokenId
     eos_id: TokenId
     pad_id: TokenId

@@ -92,15 +92,29 @@ def decode_image(data: bytes, limits: ImageLimits | None = None, *, min_side_px:
 
 
 def to_pixel_values(
-    image: Image.Image, size_px: int, mean: Sequence[float], std: Sequence[float]
+    image: Image.Image,
+    size_px: int,
+    mean: Sequence[float],
+    std: Sequence[float],
+    *,
+    stretch: bool = False,
+    resample: str = "bicubic",
 ) -> NDArray[np.float32]:
-    """Crop the centre square of an RGB image, resize it (bicubic) and normalise: float32 [3, size_px, size_px]."""
-    side = min(image.size)
-    left, top = (image.width - side) // 2, (image.height - side) // 2
-    square = image.resize((size_px, size_px), Image.Resampling.BICUBIC, box=(left, top, left + side, top + side))
+    """Resize the centre square of an RGB image and normalise it: float32 [3, size_px, size_px].
+
+    With `stretch` it is all of the image, out of proportion, as most image processors of captioners do it.
+    """
+    box = (0, 0, *image.size) if stretch else _centre(image)
+    square = image.resize((size_px, size_px), Image.Resampling[resample.upper()], box=box)
     values = np.asarray(square, dtype=np.float32) / 255
     normalised = (values - np.array(mean, dtype=np.float32)) / np.array(std, dtype=np.float32)
     return np.ascontiguousarray(normalised.transpose(2, 0, 1), dtype=np.float32)
+
+
+def _centre(image: Image.Image) -> tuple[int, int, int, int]:
+    side = min(image.size)
+    left, top = (image.width - side) // 2, (image.height - side) // 2
+    return left, top, left + side, top + side
 
 
 def latents_to_uint8(sample: NDArray[Any]) -> NDArray[np.uint8]:

@@ -94,7 +94,7 @@ class Painter:
         share = Share.of(parameters)
         guided = parameters.guidance_scale > 1.0
         conditions = await self._conditions(prompt, parameters, share)
-        negative = await self._negative(parameters, share) if guided else conditions
+        negative = await self._negative(conditions, parameters, share) if guided else conditions
         interval = parameters.guidance_interval
         scale = self._spec.vae_scale_factor
         task = DenoiseTask(
@@ -117,14 +117,12 @@ class Painter:
     async def _conditions(self, prompt: str, parameters: Parameters, share: Share) -> Conditions:
         """All that the denoiser is told: the text, and in SDXL the size."""
         text = await self._encode(prompt, share)
-        return text | _size(parameters) if self._spec.architecture == SIZED else text
+        return text | size_condition(parameters.width, parameters.height) if self._spec.architecture == SIZED else text
 
-    async def _negative(self, parameters: Parameters, share: Share) -> Conditions:
-        conditions = await self._conditions(parameters.negative_prompt, parameters, share)
+    async def _negative(self, conditions: Conditions, parameters: Parameters, share: Share) -> Conditions:
         if parameters.negative_prompt or not self._spec.empty_is_zero:
-            return conditions
-        zeros = {name: np.zeros_like(conditions[name]) for name in self._spec.conditions}
-        return conditions | zeros
+            return await self._conditions(parameters.negative_prompt, parameters, share)
+        return conditions | zero_text(self._spec, conditions)
 
     async def _encode(self, prompt: str, share: Share) -> Conditions:
         async def compute() -> Conditions:
@@ -142,10 +140,14 @@ def schedule_of(spec: families.Painter) -> Schedule:
     return NoiseSchedule(**spec.schedule.model_dump())
 
 
-def _size(parameters: Parameters) -> Conditions:
+def size_condition(width: int, height: int) -> Conditions:
     """SDXL's micro-conditioning (Podell et al. 2023, arXiv 2307.01952): original size, crop's corner, target size."""
-    size = (parameters.height, parameters.width)
-    return {"time_ids": np.array([*size, 0, 0, *size], np.float32)}
+    return {"time_ids": np.array([height, width, 0, 0, height, width], np.float32)}
+
+
+def zero_text(spec: families.Painter, conditions: Conditions) -> Conditions:
+    """What a painter whose `empty_is_zero` takes for an empty prompt."""
+    return {name: np.zeros_like(conditions[name]) for name in spec.conditions}
 
 
 def _num_bytes(conditions: Conditions) -> int:

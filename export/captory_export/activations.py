@@ -1,43 +1,60 @@
-"""Which precision a graph's values fit."""
+"""Which precision a graph's values fit: seen in the graph itself, between any two of its nodes."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
-import torch
-from torch import Tensor, nn
+import onnx_ir as ir
+import onnxruntime
+from numpy.typing import NDArray
 
-from captory_export.exportable import Graph
+from captory_export.half import LARGEST_FP16, narrowed_values
 from captory_export.precision import Precision
 
-LARGEST_FP16 = 65504.0
-HEADROOM = 2.0  # what an activation may still grow with other inputs
+HEADROOM = 2.0  # what a value may still grow with other inputs
+HIDDEN = 1e29  # from here on a score only says that a position is hidden; fp16's largest says it as well
 
 
-def precision_of(graph: Graph, suffix: str, wanted: Precision) -> Precision:
-    """What a graph is really exported in: see `Precision`."""
+def precision_of(path: Path, inputs: Mapping[str, NDArray[Any]], suffix: str, wanted: Precision) -> Precision:
+    """What the fp32 graph at `path` is to be kept in, of which `inputs` occur: see `Precision`."""
     if wanted is Precision.INT8 and suffix != "decoder":
         return Precision.FP32
-    if wanted is Precision.FP16 and largest_activation(graph) * HEADROOM > LARGEST_FP16:
+    if wanted is Precision.FP16 and largest_narrowed(path, inputs) * HEADROOM > LARGEST_FP16:
         return Precision.FP32
     return wanted
 
 
-@torch.no_grad()
-def largest_activation(graph: Graph) -> float:
-    """The largest absolute value that any part of the module gives for the example values."""
-    largest = 0.0
-
-    def look(_: nn.Module, __: Any, output: Any) -> None:
-        nonlocal largest
-        for value in output if isinstance(output, tuple | list) else (output,):
-            if isinstance(value, Tensor) and value.is_floating_point() and value.numel():
-                largest = max(largest, float(value.abs().max()))
-
-    hooks = [part.register_forward_hook(look) for part in graph.module.modules()]
+def largest_narrowed(path: Path, inputs: Mapping[str, NDArray[Any]]) -> float:
+    """The largest absolute value, for these inputs, of all that fp16 would hold in the fp32 graph at `path`."""
+    model = ir.load(path)
+    largest = _largest(model.graph, narrowed_values(model))
+    model.graph.outputs.clear()
+    model.graph.outputs.append(largest)
+    watched = path.with_name("watched.onnx")  # beside the graph, where its weights may lie
     try:
-        graph.module(**graph.inputs)
+        ir.save(model, watched)
+        session = onnxruntime.InferenceSession(str(watched), providers=["CPUExecutionProvider"])
+        outputs: Any = session.run(None, dict(inputs))
     finally:
-        for hook in hooks:
-            hook.remove()
+        watched.unlink(missing_ok=True)
+    return float(outputs[0])
+
+
+def _largest(graph: ir.Graph, values: Sequence[ir.Value]) -> ir.Value:
+    """One number: the largest of the values' magnitudes below `HIDDEN`."""
+
+    def made(operator: str, *inputs: ir.Value, **attributes: Any) -> ir.Value:
+        node = ir.node(operator, inputs, attributes)
+        graph.append(node)
+        return node.outputs[0]
+
+    hidden, nothing = (made("Constant", value_float=number) for number in (HIDDEN, 0.0))
+    peaks = []
+    for value in values:
+        size = made("Abs", value)
+        peaks.append(made("ReduceMax", made("Where", made("Less", size, hidden), size, nothing), keepdims=0))
+    largest = made("Max", *peaks)
+    largest.type, largest.shape = ir.TensorType(ir.DataType.FLOAT), ir.Shape(())
     return largest

@@ -11,13 +11,13 @@ from importlib import import_module
 from typing import Any, Literal
 
 from captory_engine.errors import BadModel
-from captory_export.checkpoints import Checkpoint
+from captory_export.checkpoints import INDEX, Checkpoint
 
 Role = Literal["captioner", "writer", "painter"]
 CONFIG: dict[Role, tuple[str, str]] = {  # the file that tells the architecture, and the key
     "captioner": ("config.json", "model_type"),
     "writer": ("config.json", "model_type"),
-    "painter": ("model_index.json", "_class_name"),
+    "painter": (INDEX, "_class_name"),
 }
 ARCHITECTURES: dict[Role, dict[str, str]] = {
     "captioner": {
@@ -35,15 +35,27 @@ ARCHITECTURES: dict[Role, dict[str, str]] = {
         "StableDiffusion3Pipeline": "captory_export.painters.stable_diffusion_3:open_stable_diffusion_3",
     },
 }
+HEADS = {  # the class of a checkpoint, where others with other heads call themselves the same
+    "blip": "BlipForConditionalGeneration",
+    "blip-2": "Blip2ForConditionalGeneration",
+    "vision-encoder-decoder": "VisionEncoderDecoderModel",
+    "llama": "LlamaForCausalLM",
+    "qwen2": "Qwen2ForCausalLM",
+}
 
 
 def find_architecture(role: Role, checkpoint: Checkpoint) -> Callable[..., Any]:
     """What opens a checkpoint of that role as an `Exportable`. Raises `BadModel` for what the table lacks."""
     file, key = CONFIG[role]
-    name = str(checkpoint.settings(file).get(key, ""))
+    settings = checkpoint.settings(file)
+    name = str(settings.get(key, ""))
     if name not in ARCHITECTURES[role]:
         known = ", ".join(ARCHITECTURES[role])
         raise BadModel("ARCHITECTURE", f"{checkpoint.name} is of architecture {name!r}; as {role}: {known}.")
+    head, *_ = settings.get("architectures") or [HEADS.get(name)]
+    if head != HEADS.get(name):
+        words = f"{checkpoint.name} is a {head}; as {role} of architecture {name!r} it must be a {HEADS.get(name)}"
+        raise BadModel("ARCHITECTURE", f"{words}.")
     module, _, function = ARCHITECTURES[role][name].partition(":")
     opener: Callable[..., Any] = getattr(import_module(module), function)
     return opener

@@ -25,7 +25,7 @@ def export(
     precision: Annotated[Precision, typer.Option(help="Of weights; inputs and outputs stay fp32.")] = Precision.FP32,
     sizes: Annotated[str, typer.Option(help="WIDTHxHEIGHT, with commas; the checkpoint's own if empty.")] = "",
     name: Annotated[str, typer.Option(help="The family's name; the painter's if empty.")] = "",
-    tensorrt: Annotated[bool, typer.Option("--tensorrt", help="Then build TensorRT engines for this GPU.")] = False,
+    tensorrt: Annotated[bool, typer.Option("--tensorrt", help="Graphs and TensorRT engines for this GPU.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print the parity report as JSON on stdout.")] = False,
 ) -> None:
     """Export checkpoints to a model repository that captory serve, and Triton, can host.
@@ -40,12 +40,14 @@ def export(
     try:
         loras = tuple(Lora.parse(text) for text in lora or [])
         _need(EXTRA_OF_LORA if loras else ())
-        wanted = Wanted(captioner, writer, painter, loras, precision, parse_sizes(sizes), name)
+        if tensorrt:
+            _check_engines(precision)
+        wanted = Wanted(captioner, writer, painter, loras, precision, parse_sizes(sizes), name, for_cpu=not tensorrt)
         report = export_family(wanted, out, lambda words: typer.echo(words, err=True))
         if tensorrt:
             _build_engines(out)
-    except CaptoryError as error:
-        typer.echo(error.message, err=True)
+    except (CaptoryError, OSError) as error:
+        typer.echo(str(error), err=True)
         raise typer.Exit(1) from None
     typer.echo(json.dumps(report, indent=2)) if as_json else _show(report, out)
 
@@ -55,6 +57,18 @@ def _need(modules: Sequence[str]) -> None:
     if missing:
         typer.echo(f"captory export needs {', '.join(missing)}: pip install 'captory[export]'", err=True)
         raise typer.Exit(2)
+
+
+def _check_engines(precision: Precision) -> None:
+    """Raise `BadModel` where no engines could be built of the export: before it, since it takes long."""
+    from captory_engine.errors import BadModel
+    from captory_engine.sessions.options import TensorRtOptions
+    from captory_export.tensorrt.build import this_machine
+
+    if precision is Precision.INT8:
+        words = "TensorRT does not know the nodes of --precision int8; its engines are fp16 by themselves."
+        raise BadModel("ONNX_UNSUPPORTED", words)
+    this_machine(TensorRtOptions())
 
 
 def _build_engines(repository: Path) -> None:

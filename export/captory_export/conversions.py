@@ -12,11 +12,17 @@ BLOCK = 32  # weights that share a scale
 def to_int8(path: Path) -> None:
     """The constant matrices of multiplications in int8 (`MatMulNBits`), a scale for every 32 weights."""
     import onnx
+    import onnx_ir as ir
     from onnxruntime.quantization.matmul_nbits_quantizer import DefaultWeightOnlyQuantConfig, MatMulNBitsQuantizer
+
+    from captory_export.constant_matmuls import as_matmuls
 
     logging.getLogger("onnxruntime.quantization").setLevel(logging.ERROR)
     config = DefaultWeightOnlyQuantConfig(block_size=BLOCK, is_symmetric=True, bits=8)
-    quantiser = MatMulNBitsQuantizer(onnx.load(path), algo_config=config)
+    model = ir.load(path)
+    ir.external_data.load_to_model(model)  # what lies beside it is written anew
+    as_matmuls(model)
+    quantiser = MatMulNBitsQuantizer(ir.to_proto(model), algo_config=config)
     quantiser.process()
     quantised: Any = quantiser.model  # a wrapper of the model
     data = path.with_name(f"{path.name}.data")

@@ -26,7 +26,7 @@ def step_graph(
     inputs = {
         "input_ids": torch.tensor([[0, 1, vocab_size - 1]] * 2),
         "position_ids": torch.tensor([[0, 1, max_positions - 1]] * 2),
-        "past_mask": torch.ones(2, NUM_PAST),
+        "past_mask": torch.arange(NUM_PAST).remainder(2).float().repeat(2, 1),
         "past_keys": torch.randn(past),
         "past_values": torch.randn(past),
         **({name: torch.randn(crossed) for name in CROSS} if num_crossed else {}),

@@ -80,29 +80,45 @@ def decode_greedily(
     One right-padded prefill, then a token a step, always over all `max_positions` of the table.
     """
     table = SlotTable(len(prompts), cache_shape(session), max_positions)
-    counts = [len(prompt) for prompt in prompts]
-    input_ids = np.zeros((len(prompts), max(counts)), dtype=np.int64)
-    for row, prompt in enumerate(prompts):
-        input_ids[row, : len(prompt)] = prompt
-    last = np.array(counts) - 1
+    input_ids, counts = _padded(prompts), [len(prompt) for prompt in prompts]
     ids: list[list[int]] = [[] for _ in prompts]
     logits: list[list[NDArray[np.float32]]] = [[] for _ in prompts]
     for _ in range(max_new_tokens):
-        position_ids = table.lengths[:, None] + np.arange(input_ids.shape[1])
-        feed = {"input_ids": input_ids, "position_ids": np.minimum(position_ids, max_positions - 1)}
-        outputs: Any = session.run(None, {**feed, **table.inputs(), **(cross or {})})
-        scores, keys, values = outputs
-        table.append(keys, values, counts)
-        chosen = scores[np.arange(len(prompts)), last]  # [B, V]
-        live = [row for row, done in enumerate(ids) if not done or done[-1] != eos_id]
-        for row in live:
-            ids[row].append(int(chosen[row].argmax()))
-            logits[row].append(chosen[row])
+        scores = _step(session, table, input_ids, counts, cross or {})
+        for row, done in enumerate(ids):
+            if not done or done[-1] != eos_id:
+                done.append(int(scores[row].argmax()))
+                logits[row].append(scores[row])
         if all(done[-1] == eos_id for done in ids):
             break
-        input_ids = np.array([done[-1:] for done in ids])
-        counts, last = [1] * len(prompts), np.zeros(len(prompts), dtype=np.int64)
+        input_ids, counts = np.array([done[-1:] for done in ids]), [1] * len(prompts)
     return Decoded(ids, [np.stack(rows) for rows in logits])
+
+
+def _padded(prompts: Sequence[Sequence[int]]) -> NDArray[np.int64]:
+    """Ids [B, S], filled up on the right."""
+    input_ids = np.zeros((len(prompts), max(map(len, prompts))), dtype=np.int64)
+    for row, prompt in enumerate(prompts):
+        input_ids[row, : len(prompt)] = prompt
+    return input_ids
+
+
+def _step(
+    session: onnxruntime.InferenceSession,
+    table: SlotTable,
+    input_ids: NDArray[np.int64],
+    counts: Sequence[int],
+    cross: Arrays,
+) -> NDArray[np.float32]:
+    """Append each row's first `counts[row]` of the new ids to the table; returns the logits behind them, [B, V]."""
+    max_positions = table.keys.shape[3]
+    position_ids = table.lengths[:, None] + np.arange(input_ids.shape[1])
+    feed = {"input_ids": input_ids, "position_ids": np.minimum(position_ids, max_positions - 1)}
+    outputs: Any = session.run(None, {**feed, **table.inputs(), **cross})
+    logits, keys, values = outputs
+    table.append(keys, values, counts)
+    behind: NDArray[np.float32] = logits[np.arange(len(counts)), np.asarray(counts) - 1]
+    return behind
 
 
 def until_eos(rows: NDArray[np.int64], logits: NDArray[np.float32], eos_id: int) -> Decoded:
@@ -118,7 +134,7 @@ def joined(parts: Iterable[Decoded]) -> Decoded:
     return Decoded([row for part in kept for row in part.ids], [row for part in kept for row in part.logits])
 
 
-def compare(wanted: Decoded, got: Decoded) -> dict[str, float]:
+def compare_texts(wanted: Decoded, got: Decoded) -> dict[str, float]:
     """How far two greedy decodings are apart; `difference` is the largest of logits, over the largest logit or 1.
 
     Logits are compared up to the first token that differs: behind it they have other words before them.

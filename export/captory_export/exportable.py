@@ -8,6 +8,8 @@ from typing import Any, NamedTuple, Protocol
 
 from torch import Tensor, nn
 
+from captory_engine.family import Captioner, Painter, Writer
+
 
 class Axis(NamedTuple):
     """A free axis of an input; its size is a multiple of `multiple`."""
@@ -45,8 +47,11 @@ class Exportable(Protocol):
         """Its graphs, one after the other: what one holds can be freed before the next is made. Raises `BadModel`."""
         ...
 
-    def section(self, name: str) -> dict[str, Any]:
-        """The family file's section, for models called `name` and the parts' suffixes."""
+    def section(self, name: str) -> Captioner | Painter | Writer:
+        """The family file's section, for models called `name` and the parts' suffixes.
+
+        Computes nothing. Raises `BadModel` for what the engine would get wrong.
+        """
         ...
 
     def check(self, folders: Mapping[str, Path]) -> dict[str, Any]:

@@ -3,22 +3,24 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
-from contextlib import ExitStack
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
 
 from captory_engine.errors import BadModel
+from captory_engine.family import Captioner, Family, Painter, Writer
 from captory_export.architectures import Role, find_architecture
 from captory_export.checkpoints import Checkpoint, find, num_weight_bytes
 from captory_export.exportable import Exportable
-from captory_export.family_file import source_of, write_family
+from captory_export.family_file import DESCRIPTION, source_of, write_family
 from captory_export.lora import Lora, merged
 from captory_export.model_folders import export_part
 from captory_export.precision import Precision, faults
 from captory_export.publishing import published
+from captory_export.repository import to_json
+from captory_export.sections import checked
 
 ROOM = 2.2  # bytes on disk for each byte of weights: fp16 may become fp32
 MAX_NAME = 40  # letters of a family's name: a model's has up to 64, and says what it is behind it
@@ -27,7 +29,10 @@ Say = Callable[[str], object]
 
 
 class Wanted(NamedTuple):
-    """What is to be exported. Checkpoints are references; `writer` may be empty, and `name` is then the painter's."""
+    """What is to be exported. Checkpoints are references; `writer` may be empty, and `name` is then the painter's.
+
+    Unless `for_cpu`, graphs are left as a GPU wants them.
+    """
 
     captioner: str
     writer: str
@@ -36,6 +41,18 @@ class Wanted(NamedTuple):
     precision: Precision = Precision.FP32
     sizes: tuple[Size, ...] = ()
     name: str = ""
+    for_cpu: bool = True
+
+
+class Prepared(NamedTuple):
+    """What is to be exported, looked through. Everything is by role, but for `licences`, which are files by name."""
+
+    wanted: Wanted
+    name: str
+    checkpoints: Mapping[Role, Checkpoint]
+    sections: Mapping[str, Captioner | Painter | Writer]
+    licences: Mapping[str, bytes]
+    num_bytes: int  # on disk, about
 
 
 def export_family(wanted: Wanted, out: Path, say: Say) -> dict[str, Any]:
@@ -43,42 +60,65 @@ def export_family(wanted: Wanted, out: Path, say: Say) -> dict[str, Any]:
 
     Raises `BadModel` for what cannot be exported or is not what the checkpoint is; `out` is as it was then.
     """
-    references: dict[Role, str] = {"captioner": wanted.captioner, "writer": wanted.writer, "painter": wanted.painter}
-    checkpoints = {role: find(reference) for role, reference in references.items() if reference or role != "writer"}
-    for role, checkpoint in checkpoints.items():
-        find_architecture(role, checkpoint)  # before anything is computed
-    own = checkpoints["painter"].own_settings()
-    name = _checked(wanted.name or own.get("name") or _named(checkpoints["painter"]))
-    sections: dict[str, dict[str, Any]] = {}
+    prepared = prepare(wanted)
+    with published(out, prepared.num_bytes) as root:
+        return write_models(prepared, root, say)
+
+
+def prepare(wanted: Wanted) -> Prepared:
+    """Find the checkpoints, and refuse what cannot be exported before anything is computed. Raises `BadModel`."""
+    references: dict[Role, str] = {"painter": wanted.painter, "captioner": wanted.captioner, "writer": wanted.writer}
+    checkpoints: dict[Role, Checkpoint] = {
+        role: find(reference) for role, reference in references.items() if reference or role != "writer"
+    }
+    painter = checkpoints["painter"]
+    name = _checked(wanted.name or painter.own_settings().get("name") or _named(painter))
+    merging = [painter] if wanted.loras else []
+    num_bytes = sum(num_weight_bytes(one.path) for one in (*checkpoints.values(), *merging))
+    return Prepared(
+        wanted=wanted,
+        name=name,
+        checkpoints=checkpoints,
+        sections={role: _open(role, one, wanted.sizes).section(f"{name}_{role}") for role, one in checkpoints.items()},
+        licences={f"{role}-{file}": text for role, one in checkpoints.items() for file, text in one.licences().items()},
+        num_bytes=round(ROOM * num_bytes),
+    )
+
+
+def write_models(prepared: Prepared, root: Path, say: Say) -> dict[str, Any]:
+    """Write all models and the family file into `root`; returns the parity report, by role. Raises `BadModel`."""
+    wanted, name = prepared.wanted, prepared.name
     report: dict[str, Any] = {}
-    with published(out, round(ROOM * sum(num_weight_bytes(one.path) for one in checkpoints.values()))) as root:
-        for role, checkpoint in checkpoints.items():
-            with ExitStack() as stack:
-                exportable = _open(role, checkpoint, wanted, stack)
-                sections[role], report[role] = export_role(exportable, root, f"{name}_{role}", wanted.precision, say)
-        loras = {"painter": wanted.loras}
-        sources: dict[str, dict[str, Any]] = {
-            role: source_of(checkpoint, loras.get(role, ())) for role, checkpoint in checkpoints.items()
-        }
-        write_family(root, name, sections, sources, own, report)
+    sources: dict[str, Any] = {}
+    for role, checkpoint in prepared.checkpoints.items():
+        loras = wanted.loras if role == "painter" else ()
+        sources[role] = source_of(checkpoint, loras)
+        with merged(checkpoint, loras, root.parent) as whole:
+            exportable = _open(role, whole, wanted.sizes)
+            report[role] = export_role(
+                exportable, root, f"{name}_{role}", wanted.precision, say, for_cpu=wanted.for_cpu
+            )
+    own = {"description": DESCRIPTION, "in_world_only": False, **prepared.checkpoints["painter"].own_settings()}
+    told = {key: own[key] for key in ("description", "in_world_only")}
+    family = checked(Family, name, {"name": name, **told, "sources": sources, **prepared.sections})
+    write_family(root, family, {**prepared.licences, "report.json": to_json(report)})
     return report
 
 
 def export_role(
-    exportable: Exportable, root: Path, name: str, precision: Precision, say: Say
-) -> tuple[dict[str, Any], dict[str, Any]]:
+    exportable: Exportable, root: Path, name: str, precision: Precision, say: Say, *, for_cpu: bool = True
+) -> dict[str, Any]:
     """Write the models of one checkpoint, one graph in memory at a time, then check them together.
 
-    Returns the family file's section and the parity report.
+    Returns the parity report. Raises `BadModel`.
     """
     folders: dict[str, Path] = {}
     report: dict[str, Any] = {}
-    section = exportable.section(name)  # before anything is computed: it refuses what the engine would get wrong
     torch.manual_seed(0)  # examples are the same every time
     for part in exportable.parts():
         folder = root / f"{name}_{part.suffix}"
         say(f"{folder.name}: exporting")
-        report[part.suffix] = export_part(part, folder, precision)
+        report[part.suffix] = export_part(part, folder, precision, for_cpu=for_cpu)
         folders[part.suffix] = folder
         say(f"{folder.name}: differs by {report[part.suffix]['max_abs_difference']:.2g} from the checkpoint")
         del part  # the next is made while nothing holds this one
@@ -86,7 +126,7 @@ def export_role(
     report["end_to_end"] = exportable.check(folders)
     if broken := faults(report["end_to_end"], precision):
         raise BadModel("PARITY", f"{name} is not what the checkpoint is: {'; '.join(broken)}.")
-    return section, report
+    return report
 
 
 def parse_sizes(text: str) -> tuple[Size, ...]:
@@ -97,13 +137,10 @@ def parse_sizes(text: str) -> tuple[Size, ...]:
     return tuple((int(match[1]), int(match[2])) for match in found if match)
 
 
-def _open(role: Role, checkpoint: Checkpoint, wanted: Wanted, stack: ExitStack) -> Exportable:
+def _open(role: Role, checkpoint: Checkpoint, sizes: tuple[Size, ...]) -> Exportable:
     opener = find_architecture(role, checkpoint)
-    if role != "painter":
-        exportable: Exportable = opener(checkpoint)
-        return exportable
-    painter: Exportable = opener(stack.enter_context(merged(checkpoint, wanted.loras)), wanted.sizes)
-    return painter
+    exportable: Exportable = opener(checkpoint, sizes) if role == "painter" else opener(checkpoint)
+    return exportable
 
 
 def _named(checkpoint: Checkpoint) -> str:

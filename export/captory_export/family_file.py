@@ -8,11 +8,10 @@ from typing import Any
 
 import yaml
 
-from captory_engine.family import FAMILY_FILE, read_family
+from captory_engine.family import FAMILY_FILE, Family
 from captory_engine.manifest import write_manifest
 from captory_export.checkpoints import Checkpoint
 from captory_export.lora import Lora
-from captory_export.repository import to_json
 
 DESCRIPTION = "Exported from public checkpoints."
 
@@ -23,29 +22,11 @@ def source_of(checkpoint: Checkpoint, loras: Sequence[Lora] = ()) -> dict[str, A
     return known | ({"loras": [lora.record() for lora in loras]} if loras else {})
 
 
-def write_family(
-    root: Path,
-    name: str,
-    sections: Mapping[str, Mapping[str, Any]],
-    sources: Mapping[str, Mapping[str, Any]],
-    own: Mapping[str, Any],
-    report: Mapping[str, Any],
-) -> None:
-    """Write family file and report into the denoiser's folder of the repository `root`, and seal it again.
-
-    `own` is what the painter's checkpoint says of the family: description, and whether it knows one world only.
-    Raises `BadModel` when a section does not hold.
-    """
-    folder = root / sections["painter"]["denoiser"]
-    family = {
-        "name": name,
-        "description": own.get("description", DESCRIPTION),
-        "in_world_only": own.get("in_world_only", False),
-        "sources": sources,
-        **sections,
-    }
-    text = yaml.safe_dump(family, sort_keys=False, width=110, default_flow_style=None)
-    (folder / FAMILY_FILE).write_text(text, encoding="utf-8")
-    (folder / "report.json").write_bytes(to_json(report))
-    read_family(folder / FAMILY_FILE)
+def write_family(root: Path, family: Family, files: Mapping[str, bytes]) -> None:
+    """Write the family file, and `files` beside it, into the denoiser's folder of `root`, and seal that again."""
+    folder = root / family.painter.denoiser
+    content = family.model_dump(mode="json", exclude_defaults=True)
+    text = yaml.safe_dump(content, sort_keys=False, width=110, default_flow_style=None)
+    for name, data in {FAMILY_FILE: text.encode(), **files}.items():
+        (folder / name).write_bytes(data)
     write_manifest(folder)

@@ -17,7 +17,6 @@ from captory_export.optimise import optimise
 from captory_export.repository import Port
 
 OPSET = 20
-LARGEST_FILE_BYTES = 2 * 10**9  # protobuf's own limit is 2 GiB: above, weights lie in a file beside the graph
 CACHE_OUTPUTS = ("logits", "new_keys", "new_values")
 TOKEN_AXES = {"input_ids": {1: Axis("sequence")}, "position_ids": {1: Axis("sequence")}}
 PAST_AXES = {"past_mask": {1: Axis("past")}, "past_keys": {3: Axis("past")}, "past_values": {3: Axis("past")}}
@@ -31,7 +30,8 @@ _TYPES = {
 def export_graph(graph: Graph, path: Path, *, for_cpu: bool = True) -> dict[str, int]:
     """Trace the module on its example values, in the order of its parameters, and write it with its weights.
 
-    Where `for_cpu`, the graph is optimised for ONNX Runtime's CPU provider; returns how often each pass applied.
+    Weights of more than 1.5 GiB torch puts into a file beside the graph, since protobuf holds no more than 2. Where
+    `for_cpu`, the graph is optimised for ONNX Runtime's CPU provider; returns how often each pass applied.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     program = torch.onnx.export(
@@ -47,14 +47,8 @@ def export_graph(graph: Graph, path: Path, *, for_cpu: bool = True) -> dict[str,
     assert program is not None
     rewrites = optimise(program.model) if for_cpu else {}
     ClearMetadataAndDocStringPass()(program.model)  # where in whose files each node came from
-    program.save(str(path), external_data=num_bytes(graph) > LARGEST_FILE_BYTES)
+    program.save(str(path))
     return rewrites
-
-
-def num_bytes(graph: Graph) -> int:
-    """Bytes of the module's weights."""
-    values = (*graph.module.parameters(), *graph.module.buffers())
-    return sum(value.numel() * value.element_size() for value in values)
 
 
 @torch.no_grad()
@@ -95,8 +89,10 @@ def _dynamic_shapes(graph: Graph) -> dict[str, dict[int, object]]:
 
 
 def example(value: Tensor, rows: int) -> Tensor:
-    """`rows` rows of fresh values like `value`: as spread, and within its range where it is integers."""
+    """`rows` rows of fresh values like `value`: as spread about the same mean; integers within its range."""
     shape = (rows, *value.shape[1:])
     if not value.is_floating_point():
         return torch.randint(int(value.max()) + 1, shape)
-    return torch.rand(shape) * 999 if value.ndim == 1 else torch.randn(shape)
+    if value.ndim == 1:  # times
+        return torch.rand(shape) * 999
+    return torch.randn(shape) * value.std(correction=0) + value.mean()

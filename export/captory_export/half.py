@@ -26,10 +26,23 @@ def narrow(model: ir.Model, kind: ir.DataType) -> None:
     Inputs and outputs of the graph stay fp32: times and positions are not rounded on their way in. A constant larger
     than the type is made its largest.
     """
-    common.LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0)(model)
-    common.ShapeInferencePass(strict_mode=False)(model)
+    _prepare(model)
     _Narrowing(model.graph, kind).run()
     common.RemoveUnusedNodesPass()(model)  # constants that are now there in the half type alone
+
+
+def narrowed_values(model: ir.Model) -> list[ir.Value]:
+    """What nodes make that `narrow` would put in a half type."""
+    _prepare(model)
+    kept = _kept(model.graph)
+    made = (value for node in model.graph if node not in kept for value in node.outputs)
+    return [value for value in made if value.dtype == ir.DataType.FLOAT]
+
+
+def _prepare(model: ir.Model) -> None:
+    """Every constant an initializer, every value of a known type."""
+    common.LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0)(model)
+    common.ShapeInferencePass(strict_mode=False)(model)
 
 
 class _Narrowing:

@@ -8,8 +8,9 @@ from typing import Annotated
 
 import typer
 
-from captory_export.families import Wanted, export_family
+from captory_export.families import Wanted, prepare, write_models
 from captory_export.picto_reader import export_reader
+from captory_export.publishing import published
 
 
 def main(
@@ -18,8 +19,10 @@ def main(
 ) -> None:
     """Export the picture world's family."""
     captioner, writer, painter = (str(checkpoints / role) for role in ("captioner", "writer", "painter"))
-    report = export_family(Wanted(captioner, writer, painter), out, lambda words: typer.echo(words, err=True))
-    report["reader"] = export_reader(checkpoints / "reader", out / "picto_reader")
+    prepared = prepare(Wanted(captioner, writer, painter))
+    with published(out, prepared.num_bytes) as root:
+        report = write_models(prepared, root, lambda words: typer.echo(words, err=True))
+        report["reader"] = export_reader(checkpoints / "reader", root / "picto_reader")
     typer.echo(json.dumps(report, indent=2))
 
 

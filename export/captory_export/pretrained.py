@@ -22,8 +22,6 @@ def read_config(checkpoint: Checkpoint) -> Any:
 
     if "quantization_config" in checkpoint.settings(CONFIG):
         raise BadModel("QUANTISED", f"{checkpoint.name} has quantised weights; export the checkpoint that it is of.")
-    if (checkpoint.path / "adapter_config.json").is_file():
-        raise BadModel("ADAPTER", f"{checkpoint.name} is an adapter; merge it into its model, and export that.")
     try:
         return AutoConfig.from_pretrained(checkpoint.path, local_files_only=True, trust_remote_code=False)
     except (AttributeError, KeyError, OSError, TypeError, ValueError) as error:
@@ -55,25 +53,27 @@ def refuse(checkpoint: Checkpoint, found: Mapping[str, bool]) -> None:
         raise BadModel("UNSUPPORTED", f"{checkpoint.name} has {' and '.join(words)}, which cannot be exported yet.")
 
 
-def load(model_class: Any, checkpoint: Checkpoint) -> Any:
-    """The model, ready to infer. Raises `BadModel` when weights are missing or do not fit the configuration."""
+def load(model_class: Any, checkpoint: Checkpoint, folder: str = "") -> Any:
+    """A model of transformers or diffusers, ready to infer; of a pipeline, the one in `folder`.
+
+    Raises `BadModel` when weights are missing or do not fit the configuration.
+    """
+    whose = f"{folder!r} of {checkpoint.name}" if folder else checkpoint.name
+    own: dict[str, Any] = {"torch_dtype": torch.float32}  # transformers calls it otherwise
+    if model_class.__module__.startswith("transformers."):
+        own = {"dtype": torch.float32, "trust_remote_code": False}
     try:
         model, told = model_class.from_pretrained(
-            checkpoint.path,
-            dtype=torch.float32,
-            use_safetensors=True,
-            local_files_only=True,
-            trust_remote_code=False,
-            output_loading_info=True,
+            checkpoint.path / folder, use_safetensors=True, local_files_only=True, output_loading_info=True, **own
         )
     except (OSError, RuntimeError, ValueError) as error:
-        words = f"The weights of {checkpoint.name} are not there, or do not fit its {CONFIG}."
+        words = f"The weights of {whose} are not there, or do not fit its {CONFIG}."
         raise BadModel("CHECKPOINT_CORRUPT", words) from error
-    missing = [name for name in told["missing_keys"] if UNUSED not in name]
+    missing = sorted(name for name in told["missing_keys"] if UNUSED not in name)
     if missing:
-        some = ", ".join(missing[:3])
-        raise BadModel("CHECKPOINT_INCOMPLETE", f"{checkpoint.name} lacks {len(missing)} of its weights: {some}.")
-    return model
+        words = f"{whose} lacks {len(missing)} of its weights: {', '.join(missing[:3])}."
+        raise BadModel("CHECKPOINT_INCOMPLETE", words)
+    return model.eval()
 
 
 def decode_reference(

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -31,18 +30,18 @@ class Port(NamedTuple):
 
 def write_model(
     folder: Path,
-    onnx_path: Path,
+    graph: Path,
     inputs: Sequence[Port],
     outputs: Sequence[Port],
     max_batch_size: int = MAX_BATCH_SIZE,
     *,
     files: Mapping[str, bytes] | None = None,
 ) -> str:
-    """Write the folder of a model named as the folder, with further `files` beside the graph; return its digest."""
-    graph = folder / "1" / "model.onnx"
-    graph.parent.mkdir(parents=True, exist_ok=True)
-    if onnx_path.resolve() != graph.resolve():
-        shutil.copyfile(onnx_path, graph)
+    """Make a model, named as the folder, of a graph that lies in it already; return its digest.
+
+    `files` are further ones, to lie beside the configuration.
+    """
+    assert graph == folder / "1" / "model.onnx"
     (folder / "config.pbtxt").write_text(config_text(folder.name, inputs, outputs, max_batch_size), encoding="utf-8")
     for name, content in (files or {}).items():
         (folder / name).write_bytes(content)

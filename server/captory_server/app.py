@@ -43,9 +43,7 @@ class App:
         self.service = CaptoryService(settings, _version())
         self.health = Health([CAPTORY])
         self.pipeline: Pipeline | None = None
-        self._server = aio.server(
-            interceptors=[Boundary()], options=_options(settings), maximum_concurrent_rpcs=settings.max_calls
-        )
+        self._server = aio.server(interceptors=[Boundary(settings.max_calls)], options=_options(settings))
         captory_pb2_grpc.add_CaptoryServicer_to_server(self.service, self._server)
         health_pb2_grpc.add_HealthServicer_to_server(self.health, self._server)
         add_reflection([CAPTORY, HEALTH], self._server)
@@ -61,20 +59,25 @@ class App:
         """Load and warm up the models, then serve."""
         self.pipeline = await open_pipeline(self.settings)
         self.admission = self.service.start(self.pipeline)
-        await self.health.set_serving(self.pipeline.healthy)
+        await self.health.set_serving(self._serves)
 
     async def run(self, stop: asyncio.Event) -> None:
-        """Serve until `stop`, saying all the while whether the pipeline is well.
+        """Serve until `stop`, saying all the while whether the pipeline is well and its backend answers.
 
-        Raises `Unavailable` when it is not and does not recover: a new process can do what this one cannot.
+        Raises `Unavailable` when the pipeline is not well and does not recover: a new process can do what this one
+        cannot. It could not bring a remote backend back, so that is waited for.
         """
         unwell_s = 0.0
         while not await _set_within(stop, HEARTBEAT_S):
-            healthy = self.service.healthy
-            await self.health.set_serving(healthy)
-            unwell_s = 0.0 if healthy else unwell_s + HEARTBEAT_S
+            await self.health.set_serving(self._serves)
+            unwell_s = 0.0 if self.service.healthy else unwell_s + HEARTBEAT_S
             if unwell_s >= MAX_UNWELL_S:
                 raise Unavailable("UNWELL", f"the pipeline has not been well for {MAX_UNWELL_S:g} s")
+
+    @property
+    def _serves(self) -> bool:
+        """Whether work that comes now is begun now."""
+        return self.pipeline is not None and self.service.healthy and self.pipeline.device.answers
 
     async def drain(self) -> None:
         """Take nothing new, finish what is admitted within the grace, cancel the rest."""

@@ -107,8 +107,9 @@ def serve(
         "arguments": vllm_arguments,
         "log_file": vllm_log,
     }
+    groups: dict[str, dict[str, Any]] = {"limits": limits, "torch": torch, "tensorrt": tensorrt}
+    groups |= {"triton": {"address": triton}, "vllm": vllm}
     try:
-        groups = {"limits": limits, "torch": torch, "triton": {"address": triton}, "tensorrt": tensorrt, "vllm": vllm}
         settings = load(config, **{name: _given(group) for name, group in groups.items()}, **flags, **rest)
         configure(settings.log_level, settings.log_file)
     except (ValidationError, OSError) as error:
@@ -129,7 +130,10 @@ def list_(repository: Root = None) -> None:
     from captory_engine.repository import list_models
 
     with _root(repository) as root:
-        _print_states(root, list_models(root))
+        names = list_models(root)
+        _print_states(root, names)
+        if not names:
+            typer.echo(f"captory models: {root} has no models", err=True)
 
 
 @models.command()

@@ -10,10 +10,15 @@ from captory_engine.info import FamilyInfo
 from captory_engine.items import Event, Item
 
 
-class Counted(Protocol):
-    """What counts its work."""
+class Device(Protocol):
+    """What does the work and counts it."""
 
     num_lanes: int
+
+    @property
+    def answers(self) -> bool:
+        """Whether work that comes now is begun now; a device elsewhere may be away."""
+        ...
 
     @property
     def uptime_s(self) -> float:
@@ -32,7 +37,7 @@ class Pipeline(Protocol):
     info: FamilyInfo
 
     @property
-    def device(self) -> Counted:
+    def device(self) -> Device:
         """Where its batches run."""
         ...
 

@@ -88,12 +88,13 @@ async def _serve(
 
 
 async def _unless(stop: asyncio.Event, load: Coroutine[object, object, None]) -> bool:
-    """Wait for `load`, or give it up when told to stop. Returns whether it is done."""
+    """Wait for `load`, or give it up when told to stop, and let it clear up. Returns whether it is done."""
     loading, stopping = asyncio.create_task(load), asyncio.create_task(stop.wait())
     await asyncio.wait({loading, stopping}, return_when=asyncio.FIRST_COMPLETED)
     stopping.cancel()
     if not loading.done():
         loading.cancel()
+        await asyncio.wait({loading})
         return False
     loading.result()
     return True

@@ -13,7 +13,7 @@ from captory_engine.info import FamilyInfo
 from captory_engine.items import Done, Event, Failed, Painted, Prompted
 from captory_proto.v1 import captory_pb2 as pb
 from captory_server.names import DETERMINISMS, IMAGE_FORMATS, MODES
-from captory_server.ports import Counted
+from captory_server.ports import Device
 from captory_server.status import status_of
 
 RETRY_AFTER_S = 1.0
@@ -97,7 +97,7 @@ def write_info(info: FamilyInfo, *, version: str, max_message_bytes: int) -> pb.
     )
 
 
-def write_stats(device: Counted) -> pb.Stats:
+def write_stats(device: Device) -> pb.Stats:
     """What the device has done, stage by stage."""
     return pb.Stats(
         stages=[_write_stage(name, stage) for name, stage in device.counts.items()],

@@ -46,7 +46,7 @@ def test_a_model_is_added_listed_verified_and_removed(tiny: Path, tmp_path: Path
     assert code == 1
     assert "tiny" in why
     assert captory("remove", "tiny", *root) == (0, "", "")
-    assert captory("list", *root) == (0, "", "")
+    assert captory("list", *root) == (0, "", f"captory models: {tmp_path / 'models'} has no models\n")
 
 
 def test_a_model_that_was_touched_is_named_and_the_others_still_shown(tiny: Path, tmp_path: Path) -> None:

@@ -110,8 +110,14 @@ def test_results_are_told_on_stdout_and_the_rest_on_stderr(quick: Captory, photo
     assert told.code == 0
     assert told.out.startswith("3 images from 3 items")
     assert str(tmp_path / "out" / "report.html") in told.out
+    assert "--retry-failed" not in told.out
     quiet = quick("run", photos, "--out", tmp_path / "out", "--limit", 6, "--quiet")
     assert (quiet.code, quiet.out, quiet.err) == (0, "", "")
+    more = quick("run", photos, "--out", tmp_path / "out", "--limit", 8)
+    assert more.out.startswith("2 images from 8 items")
+    assert "(8 images in all)" in more.out
+    other = quick("run", photos, "--out", tmp_path / "out", "--format", "parquet")
+    assert (other.code, "'webdataset' there, 'parquet' now" in other.err) == (2, True)
 
 
 def test_parameters_that_are_not_given_are_those_of_the_output(quick: Captory, photos: Path, tmp_path: Path) -> None:
@@ -209,6 +215,10 @@ def test_some_bad_files_fail_alone_and_can_be_tried_again(quick: Captory, photos
         reasons = dict(ledger.execute("select source, reason from failures").fetchall())
     assert len(reasons) == 2
     assert reasons["bat/text.jpg"] == "BAD_IMAGE"
+    told = quick("run", photos, "--out", out)
+    assert told.code == 3
+    assert "2 of them in earlier runs" in told.out
+    assert "--retry-failed" in told.out
     (photos / "bat" / "text.jpg").write_bytes(png(3))
     again = quick("run", photos, "--out", out, "--json", "--retry-failed")
     assert (again.code, again.json["images"], again.json["failed"], again.json["skipped"]) == (3, 1, 1, 12)

@@ -34,6 +34,7 @@ from captory_export.triton.host import triton_server  # noqa: E402
 SIZE_PX = 256
 ASKED = "CAPTORY_FULL_SIZE"
 TOLERANCE = 2  # grey levels of 255
+OF_TRITON, HAS_TRITON = NEEDS_TRITON
 
 pytestmark = [
     pytest.mark.slow,
@@ -91,8 +92,9 @@ def test_weights_above_two_gigabytes_lie_beside_the_graph(repository: Path) -> N
     assert (version / "model.onnx").stat().st_size < 100 << 20 < (version / "model.onnx.data").stat().st_size
 
 
-@pytest.mark.parametrize("mark", [pytest.param(None, marks=NEEDS_TRITON)])
-async def test_one_image_is_the_same_from_both_hosts(repository: Path, mark: None) -> None:
+@OF_TRITON
+@HAS_TRITON
+async def test_one_image_is_the_same_from_both_hosts(repository: Path) -> None:
     embedded = await paint(repository, num_lanes=1)
     assert embedded.std() > 1
     with triton_server([repository]) as server:

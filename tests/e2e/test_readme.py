@@ -37,7 +37,7 @@ def prose() -> str:
 
 def commands(program: str) -> list[list[str]]:
     """Every command line of this program, in bash blocks and between backticks."""
-    lines = [line for block in blocks("bash") for line in block.splitlines()]
+    lines = [line for block in blocks("bash") for line in block.replace("\\\n", "").splitlines()]
     split = [shlex.split(line, comments=True) for line in [*lines, *re.findall(r"`([^`\n]+)`", prose())]]
     return [words[1:] for words in split if len(words) > 1 and Path(words[0]).name == program]
 

@@ -125,8 +125,12 @@ async def test_calls_above_the_limit_are_refused() -> None:
         with pytest.raises(aio.AioRpcError) as refused:
             await running.stub.GetServerInfo(pb.GetServerInfoRequest())
         assert refused.value.code() is StatusCode.RESOURCE_EXHAUSTED
+        status, retry = rpc_status.from_call(refused.value), error_details_pb2.RetryInfo()  # type: ignore[arg-type]
+        assert status is not None
+        assert any(detail.Unpack(retry) for detail in status.details)
         running.pipeline.gate.set()
         await held
+        await running.stub.GetServerInfo(pb.GetServerInfoRequest())
 
 
 async def test_health_is_serving_only_after_warm_up_and_while_all_is_well() -> None:

@@ -21,8 +21,8 @@ pytest.importorskip("tensorrt", reason="needs TensorRT")
 pytest.importorskip("onnx", reason="needs onnx")
 
 from captory_export.tensorrt.build import build_model, checked_profiles, this_machine  # noqa: E402
-from captory_export.tensorrt.gpu_export import TOLERANCES, difference, example  # noqa: E402
-from captory_export.tensorrt.profiles import Profile  # noqa: E402
+from captory_export.tensorrt.gpu_export import TOLERANCES, difference  # noqa: E402
+from captory_export.tensorrt.profiles import Profile, example  # noqa: E402
 
 pytestmark = [
     pytest.mark.gpu,
@@ -38,9 +38,11 @@ def engines(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tmp_path_factory.mktemp("engines")
 
 
-def built(name: str, engines: Path, precision: str = "fp16") -> tuple[ModelFolder, list[Profile], SessionOptions]:
+def built(
+    name: str, engines: Path, precision: str = "fp16", device: str = "cuda"
+) -> tuple[ModelFolder, list[Profile], SessionOptions]:
     model, profiles = open_model(ROOT, name), checked_profiles(ROOT, FAMILY, name)
-    options = TensorRtOptions(precision, engines)
+    options = TensorRtOptions(precision, engines, device)
     build_model(model, profiles, this_machine(options), options, print)
     return model, profiles, SessionOptions(tensorrt=options)
 
@@ -79,6 +81,24 @@ def test_tensors_of_the_gpu_stay_there(engines: Path) -> None:
     there = engine.run({name: engine.arrays.from_host(array) for name, array in inputs.items()})["out_sample"]
     assert there.is_cuda
     np.testing.assert_array_equal(there.cpu().numpy(), engine.run(inputs)["out_sample"])
+
+
+@pytest.mark.skipif(torch.cuda.device_count() < 2, reason="there is no second NVIDIA GPU here")
+def test_a_second_gpu_is_used_where_it_is_named(engines: Path) -> None:
+    model, (profile,), options = built(UNET, engines, device="cuda:1")
+    engine: Any = open_session("tensorrt", model, options)
+    inputs = example(profile, model, 3)
+    there = engine.run({name: engine.arrays.from_host(array) for name, array in inputs.items()})["out_sample"]
+    assert there.device == torch.device("cuda:1")
+    found = {"out_sample": there.cpu().numpy()}
+    assert difference(open_session("onnx", model).run(inputs), found) <= TOLERANCES["fp16"]
+
+
+def test_what_tensorrt_says_is_not_printed_on_stdout(engines: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    model, profiles, options = built(UNET, engines)
+    build_model(model, profiles, this_machine(options.tensorrt), options.tensorrt, lambda _: None, anew=True)
+    open_session("tensorrt", model, options).run(example(profiles[0], model, 1))
+    assert "TRT" not in capfd.readouterr().out
 
 
 def test_more_rows_than_the_engine_takes_are_run_in_slices(engines: Path) -> None:

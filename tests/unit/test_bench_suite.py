@@ -128,7 +128,12 @@ def figures() -> dict[str, dict]:
     curve = {"ms_per_row": {"1": 4.0, "2": 2.5}, "num_lanes": 2}
     prompts = {"prompts_per_s": 90.0, "spread": [80.0, 100.0], "accepted": 1.0, "kept": 0.99}
     found = {
-        "serve": {"arms": {"an arm": arm}, "latency": {"arrivals_per_s": 3.0, "an arm": tail}},
+        "serve": {
+            "arms": {"an arm": arm},
+            "latency": {"arrivals_per_s": 3.0, "an arm": tail},
+            "one_over_other": 1.5,
+            "spread": {"one_over_other": [1.4, 1.6]},
+        },
         "sharing": {
             "classes": {"rounds": [classes], "batch_rows": {"16": 3}},
             "denoiser_batches_around_one_step": {"median": 2, "max": 3},

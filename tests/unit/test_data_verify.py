@@ -52,6 +52,7 @@ def test_a_damaged_file_is_named(tmp_path: Path, output_format: str, harm: Calla
     assert any(
         path.name in f"{problem.path} {problem.message}" or path.stem in problem.message for problem in report.problems
     )
+    assert len(report.problems) == len(set(report.problems))
 
 
 @pytest.mark.parametrize("output_format", FORMATS)

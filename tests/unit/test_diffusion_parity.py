@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from captory_engine.diffusion.samplers import make_plan
-from captory_engine.diffusion.schedules import NoiseSchedule
+from captory_engine.diffusion.schedules import FlowSchedule, NoiseSchedule, Schedule
 from captory_engine.diffusion.step import advance
 
 torch = pytest.importorskip("torch", reason="parity needs torch and diffusers (make test installs them)")
@@ -40,7 +40,7 @@ def reference_image(sampler: str, base: dict[str, Any], noise: Any, steps: int) 
     return x.numpy()
 
 
-def planned_image(sampler: str, schedule: NoiseSchedule, noise: Any, steps: int) -> Any:
+def planned_image(sampler: str, schedule: Schedule, noise: Any, steps: int) -> Any:
     plan = make_plan(schedule, sampler, steps, guided=False)
     x, denoised = noise * plan.start_scale, np.zeros_like(noise)
     for step in range(plan.num_steps):
@@ -66,3 +66,16 @@ def test_equals_diffusers(sampler: str, steps: int, beta_schedule: str, predicti
     # diffusers' Euler keeps x in float32 at the scale of its first sigma, 20,000 for squared cosine betas
     rounding = 3e-7 * NoiseSchedule(**base).sigmas[-1] if sampler == "euler" else 0.0
     np.testing.assert_allclose(found, expected, rtol=0, atol=max(3e-5 * max(1.0, np.abs(expected).max()), rounding))
+
+
+@pytest.mark.parametrize("shift", [1.0, 3.0])
+@pytest.mark.parametrize("steps", [1, 2, 3, 8, 28, 50])
+def test_the_flow_equals_diffusers(steps: int, shift: float) -> None:
+    noise = np.random.default_rng(steps).normal(size=(1, 8, 4, 4)).astype(np.float32)
+    scheduler = diffusers.FlowMatchEulerDiscreteScheduler(shift=shift)
+    scheduler.set_timesteps(steps)
+    x = torch.tensor(noise)
+    for timestep in scheduler.timesteps:
+        x = scheduler.step(torch.tensor(network(x.numpy(), float(timestep))), timestep, x).prev_sample
+    found = planned_image("flow-euler", FlowSchedule(shift=shift), noise, steps)
+    np.testing.assert_allclose(found, x.numpy(), rtol=0, atol=3e-5 * max(1.0, np.abs(found).max()))

@@ -6,6 +6,7 @@ The checkpoints are twins: the real configuration classes, small, with random we
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -20,6 +21,7 @@ transformers = pytest.importorskip("transformers")
 pytest.importorskip("onnxscript")
 pytest.importorskip("onnxruntime")
 
+import onnx  # noqa: E402
 from safetensors.torch import load_file, save_file  # noqa: E402
 from word_twins import (  # noqa: E402
     BOS_ID,
@@ -30,14 +32,17 @@ from word_twins import (  # noqa: E402
     MAX_POSITIONS,
     OWN_SETTINGS,
     PAD_ID,
+    SHAPE,
     VOCAB,
     WORDS,
     qwen2,
     save,
+    write,
 )
 
 from captory_engine import family  # noqa: E402
 from captory_engine.errors import BadModel  # noqa: E402
+from captory_export.architectures import Role, find_architecture  # noqa: E402
 from captory_export.captioners.blip import open_blip  # noqa: E402
 from captory_export.captioners.blip2 import open_blip2  # noqa: E402
 from captory_export.captioners.vit_gpt2 import open_vit_gpt2  # noqa: E402
@@ -46,14 +51,17 @@ from captory_export.decoding import (  # noqa: E402
     Decoded,
     SlotTable,
     cache_shape,
-    compare,
+    compare_texts,
     decode_greedily,
     joined,
     open_graph,
 )
 from captory_export.graphs import export_graph  # noqa: E402
+from captory_export.model_folders import export_part  # noqa: E402
 from captory_export.precision import Precision, faults  # noqa: E402
 from captory_export.writers.language_model import COMPLETION, REQUEST, LanguageModelGraph, open_language_model  # noqa: E402
+
+pytestmark = pytest.mark.export
 
 Feed = dict[str, NDArray[Any]]
 PROMPTS = [[1, 7], [1, 9, 30, 31, 8], [1], [1, 12, 13, 14, 15, 16, 17, 18]]
@@ -105,7 +113,7 @@ def exports(twins: Callable[[str], Checkpoint], tmp_path_factory: pytest.TempPat
 def edited(checkpoint: Checkpoint, folder: Path, file: str, changes: dict[str, Any]) -> Checkpoint:
     """A copy in `folder` with other settings in one of its JSON files; sections are merged."""
     shutil.copytree(checkpoint.path, folder, dirs_exist_ok=True)
-    settings = json.loads((folder / file).read_text())
+    settings = json.loads((folder / file).read_text()) if (folder / file).is_file() else {}
     for key, value in changes.items():
         settings[key] = {**settings[key], **value} if isinstance(settings.get(key), dict) else value
     (folder / file).write_text(json.dumps(settings))
@@ -210,46 +218,147 @@ def test_a_row_decodes_alone_as_in_company(exports: Callable[[str], Exported], n
     assert together.ids == alone.ids
 
 
+def test_int8_is_of_a_decoders_matrices_and_rows_stay_apart(
+    twins: Callable[[str], Checkpoint], exports: Callable[[str], Exported], tmp_path: Path
+) -> None:
+    (part,) = open_language_model(twins("llama")).parts()
+    report = export_part(part, tmp_path / "some_decoder", Precision.INT8)
+    assert report["precision"] == "int8"
+    assert report["max_abs_difference"] > 0
+    folders = tmp_path / "some_decoder", exports("llama").folders["decoder"]
+    small, full = (onnx.load(folder / "1" / "model.onnx").graph for folder in folders)
+    assert sum(node.op_type == "MatMulNBits" for node in small.node) == 2 * 7 + 1  # two layers and the head
+    small_bytes, full_bytes = (sum(len(weight.raw_data) for weight in one.initializer) for one in (small, full))
+    assert small_bytes < 0.6 * full_bytes
+    graph = open_graph(tmp_path / "some_decoder")
+    limits: dict[str, Any] = {"max_new_tokens": 6, "max_positions": 16, "eos_id": EOS_ID}
+    together = decode_greedily(graph, PROMPTS, **limits)
+    assert together.ids == joined(decode_greedily(graph, [prompt], **limits) for prompt in PROMPTS).ids
+
+
+@pytest.mark.parametrize("name", MAKERS)
+def test_int8_is_of_all_of_a_decoders_matrices(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    wide, of_gpt2 = {"hidden_size": 256, "intermediate_size": 512}, transformers.GPT2Config
+    for key, size in wide.items():
+        monkeypatch.setitem(SHAPE, key, size)
+    monkeypatch.setattr(transformers, "GPT2Config", lambda **told: of_gpt2(**{**told, "n_embd": 256}))
+    torch.manual_seed(0)
+    folder = write(name, MAKERS[name](), tmp_path / "checkpoint")
+    opened = OPENERS[name](Checkpoint(folder, name, "revision", ""))
+    [part] = (part for part in opened.parts() if part.suffix == "decoder")
+    export_graph(part.graph, tmp_path / "single.onnx")
+    report = export_part(part, tmp_path / "some_decoder", Precision.INT8)  # raises beyond the bounds
+    assert report["max_abs_difference"] > 0
+    small = tmp_path / "some_decoder" / "1" / "model.onnx"
+    assert small.stat().st_size < 0.4 * (tmp_path / "single.onnx").stat().st_size
+    graph = onnx.load(small).graph
+    constants = {constant.name for constant in graph.initializer if len(constant.dims) == 2}
+    users = {node.op_type for node in graph.node if constants.intersection(node.input)}
+    assert not users & {"Gemm", "MatMul", "Transpose"}
+
+
+def test_weights_that_lie_beside_a_graph_are_quantised_too(
+    twins: Callable[[str], Checkpoint], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("torch.onnx._internal.exporter._onnx_program._LARGE_MODEL_THRESHOLD", 1)
+    (part,) = open_language_model(twins("llama")).parts()
+    assert export_part(part, tmp_path / "some_decoder", Precision.INT8)["precision"] == "int8"
+    assert {path.name for path in (tmp_path / "some_decoder" / "1").iterdir()} == {"model.onnx", "model.onnx.data"}
+
+
 def test_logits_are_compared_up_to_the_first_other_token() -> None:
     logits = np.array([[0, 1, 2], [0, 0, 4]], dtype=np.float32)
     wanted = Decoded([[2, 2]], [logits])
-    same = compare(wanted, wanted)
+    same = compare_texts(wanted, wanted)
     assert (same["same_texts"], same["difference"]) == (1.0, 0.0)
-    behind = compare(wanted, Decoded([[1, 2]], [logits + np.array([[0.5], [99]], dtype=np.float32)]))
+    behind = compare_texts(wanted, Decoded([[1, 2]], [logits + np.array([[0.5], [99]], dtype=np.float32)]))
     assert (behind["same_texts"], behind["difference"]) == (0.0, 0.25)
-    assert faults(compare(wanted, Decoded([[2, 2]], [logits + 0.01])), Precision.FP32)
+    assert faults(compare_texts(wanted, Decoded([[2, 2]], [logits + 0.01])), Precision.FP32)
 
 
 @pytest.mark.parametrize("name", MAKERS)
 def test_sections_hold(twins: Callable[[str], Checkpoint], name: str) -> None:
     section = OPENERS[name](twins(name)).section("some")
-    kind: Any = family.Captioner if name in CAPTIONERS else family.Writer
-    read = kind.model_validate(section)
-    assert (read.architecture, read.decoder, read.tokenizer) == (name, "some_decoder", "some_decoder/tokenizer.json")
-    assert (read.eos_id, read.pad_id) == (EOS_ID, EOS_ID if name == "vit-gpt2" else PAD_ID)
+    assert isinstance(section, family.Captioner if name in CAPTIONERS else family.Writer)
+    assert (section.architecture, section.decoder) == (name, "some_decoder")
+    assert section.tokenizer == "some_decoder/tokenizer.json"
+    assert (section.eos_id, section.pad_id) == (EOS_ID, EOS_ID if name == "vit-gpt2" else PAD_ID)
 
 
 @pytest.mark.parametrize(
-    ("name", "long", "positions", "mean"),
+    ("name", "changes", "words"),
     [
-        ("blip", "a detailed photo of", MAX_POSITIONS, 0.48145466),
-        ("blip-2", "a photo of", MAX_POSITIONS - 4, 0.48145466),
-        ("vit-gpt2", "", MAX_POSITIONS, 0.5),
+        ("qwen2", {"templates": {"rewrite": "no place for the text"}}, "must stand there exactly once"),
+        ("qwen2", {"temperature": -1.0}, "temperature: "),
+        ("blip", {"max_new_tokens": 0}, "max_new_tokens: "),
+        ("blip", {"prefixes": {"short": [1], "long": [-1]}}, "prefixes.long.0: "),
+    ],
+)
+def test_what_the_engine_would_not_take_is_told_by_its_field(
+    twins: Callable[[str], Checkpoint], name: str, changes: dict[str, Any], words: str, tmp_path: Path
+) -> None:
+    shutil.copytree(twins(name).path, tmp_path, dirs_exist_ok=True)
+    own = {**OWN_SETTINGS, **changes} if name == "qwen2" else changes
+    (tmp_path / "captory.json").write_text(json.dumps(own))
+    opened = OPENERS[name](twins(name)._replace(path=tmp_path))
+    with pytest.raises(BadModel, match=f"{name} is nothing that the engine can serve: .*{re.escape(words)}"):
+        opened.section("some")
+
+
+@pytest.mark.parametrize(
+    ("role", "name", "head"),
+    [
+        ("captioner", "blip", "BlipForQuestionAnswering"),
+        ("captioner", "blip-2", "Blip2ForImageTextRetrieval"),
+        ("writer", "llama", "LlamaForSequenceClassification"),
+    ],
+)
+def test_other_heads_of_an_architecture_are_refused(
+    twins: Callable[[str], Checkpoint], role: Role, name: str, head: str, tmp_path: Path
+) -> None:
+    assert find_architecture(role, twins(name)) is OPENERS[name]
+    other = edited(twins(name), tmp_path, "config.json", {"architectures": [head]})
+    with pytest.raises(BadModel, match=f"is a {head}; as {role} of architecture '{name}' it must be a "):
+        find_architecture(role, other)
+
+
+@pytest.mark.parametrize(
+    ("name", "long", "positions", "mean", "resample"),
+    [
+        ("blip", "a detailed photo of", MAX_POSITIONS, 0.48145466, "bicubic"),
+        ("blip-2", "a photo of", MAX_POSITIONS - 4, 0.48145466, "bicubic"),
+        ("vit-gpt2", "", MAX_POSITIONS, 0.5, "bilinear"),
     ],
 )
 def test_captioners_not_made_for_captory(
-    twins: Callable[[str], Checkpoint], name: str, long: str, positions: int, mean: float
+    twins: Callable[[str], Checkpoint], name: str, long: str, positions: int, mean: float, resample: str
 ) -> None:
     section = OPENERS[name](twins(name)).section("some")
     lead_in = [WORDS.index(word) for word in long.split()]
-    assert section["prefixes"] == {"short": [BOS_ID], "long": [BOS_ID, *lead_in]}
-    assert section["max_positions"] == positions
-    assert section["max_new_tokens"] == positions - 1 - len(lead_in)
-    assert section["image_mean"][0] == mean
+    assert section.prefixes == {"short": (BOS_ID,), "long": (BOS_ID, *lead_in)}
+    assert section.max_positions == positions
+    assert section.max_new_tokens == positions - 1 - len(lead_in)
+    assert section.image_mean[0] == mean
+    assert (section.stretch, section.resample) == (True, resample)
+
+
+@pytest.mark.parametrize(
+    ("file", "changes", "expected"),
+    [
+        ("preprocessor_config.json", {"do_center_crop": True, "resample": 2}, (False, "bilinear")),
+        ("preprocessor_config.json", {"resample": 1}, (True, "lanczos")),
+        ("captory.json", {"max_new_tokens": 4}, (False, "bicubic")),
+    ],
+)
+def test_photographs_are_stretched_or_cropped_as_in_training(
+    twins: Callable[[str], Checkpoint], file: str, changes: dict[str, Any], expected: tuple[bool, str], tmp_path: Path
+) -> None:
+    section = open_blip(edited(twins("blip"), tmp_path, file, changes)).section("some")
+    assert (section.stretch, section.resample) == expected
 
 
 def test_a_writer_made_for_captory_says_how_it_is_asked(twins: Callable[[str], Checkpoint]) -> None:
-    section = open_language_model(twins("qwen2")).section("some")
+    section = open_language_model(twins("qwen2")).section("some").model_dump()
     assert {key: section[key] for key in OWN_SETTINGS if key in section} == {
         key: value for key, value in OWN_SETTINGS.items() if key != "examples"
     }
@@ -257,11 +366,11 @@ def test_a_writer_made_for_captory_says_how_it_is_asked(twins: Callable[[str], C
 
 def test_a_writer_without_a_chat_template_goes_on(twins: Callable[[str], Checkpoint], tmp_path: Path) -> None:
     plain = open_language_model(twins("llama")).section("some")
-    assert plain["templates"] == {"rewrite": f"<bos>{COMPLETION}"}
-    assert (plain["temperature"], plain["top_k"]) == (0.7, 40)
+    assert plain.templates == {"rewrite": f"<bos>{COMPLETION}"}
+    assert (plain.temperature, plain.top_k) == (0.7, 40)
     own = edited(twins("llama"), tmp_path, "generation_config.json", {"temperature": 0.3, "top_k": 0})
     section = open_language_model(own).section("some")
-    assert (section["temperature"], section["top_k"]) == (0.3, None)
+    assert (section.temperature, section.top_k) == (0.3, None)
 
 
 def test_a_chat_is_asked_in_a_turn_and_ends_with_it(twins: Callable[[str], Checkpoint], tmp_path: Path) -> None:
@@ -269,8 +378,14 @@ def test_a_chat_is_asked_in_a_turn_and_ends_with_it(twins: Callable[[str], Check
     chat = edited(twins("llama"), tmp_path / "chat", "tokenizer_config.json", {"chat_template": template})
     chat = edited(chat, tmp_path / "ends", "config.json", {"eos_token_id": [9, EOS_ID]})
     section = open_language_model(chat).section("some")
-    assert section["templates"] == {"rewrite": f"<bos>[{REQUEST}]True"}
-    assert section["eos_id"] == EOS_ID
+    assert section.templates == {"rewrite": f"<bos>[{REQUEST}]True"}
+    assert section.eos_id == EOS_ID
+
+
+def test_a_chat_is_told_the_same_date_every_day(twins: Callable[[str], Checkpoint], tmp_path: Path) -> None:
+    template = "{% if strftime_now is defined %}{{ strftime_now('%d %b %Y') }}{% endif %}{{ messages[0].content }}"
+    chat = edited(twins("llama"), tmp_path, "tokenizer_config.json", {"chat_template": template})
+    assert open_language_model(chat).section("some").templates == {"rewrite": f"26 Jul 2024{REQUEST}"}
 
 
 @pytest.mark.parametrize("template", ["silent", "{{ raise_exception('no users') }}", "{% broken"])
@@ -308,6 +423,7 @@ def test_scaled_rotary_positions(scaling: dict[str, Any] | None) -> None:
         ("blip", "config.json", {"text_config": {"position_embedding_type": "relative_key"}}, "UNSUPPORTED"),
         ("blip", "preprocessor_config.json", {"size": {"height": 32, "width": 32}}, "IMAGE_SIZE"),
         ("blip", "preprocessor_config.json", {"do_rescale": False}, "IMAGE_RANGE"),
+        ("blip", "preprocessor_config.json", {"resample": 0}, "IMAGE_RESAMPLE"),
         ("blip-2", "config.json", {"text_config": {"model_type": "t5"}}, "UNSUPPORTED"),
         ("blip-2", "config.json", {"text_config": {"do_layer_norm_before": False}}, "UNSUPPORTED"),
         ("vit-gpt2", "config.json", {"encoder": {"model_type": "deit"}}, "UNSUPPORTED"),

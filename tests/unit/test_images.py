@@ -3,6 +3,8 @@
 import io
 import tracemalloc
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
 from xml.etree import ElementTree
 
 import numpy as np
@@ -190,6 +192,41 @@ def test_pixel_values_are_the_centre_square_normalised() -> None:
     values = to_pixel_values(image, 6, [0.5, 0.5, 0.5], [0.5, 0.25, 0.5])
     assert (values.shape, values.dtype, values.flags.c_contiguous) == ((3, 6, 6), np.float32, True)
     np.testing.assert_allclose(values[:, 3, 3], [1, (127 / 255 - 0.5) / 0.25, -1], atol=1e-6)
+
+
+def test_stretched_pixel_values_show_all_of_the_image() -> None:
+    image = Image.new("RGB", (30, 10), (0, 0, 0))
+    image.paste((255, 255, 255), (0, 0, 10, 10))
+    values = to_pixel_values(image, 9, [0] * 3, [1] * 3, stretch=True, resample="bilinear")
+    assert values[0, 4, 0] == 1
+    assert values[0, 4, -1] == 0
+    assert to_pixel_values(image, 9, [0] * 3, [1] * 3)[0, 4, 1:].max() == 0
+
+
+@pytest.mark.parametrize(
+    ("name", "settings"),
+    [
+        ("BlipImageProcessor", {}),
+        ("ViTImageProcessor", {}),
+        ("ViTImageProcessor", {"resample": 1, "image_mean": [0.4, 0.5, 0.6], "image_std": [0.2, 0.3, 0.25]}),
+        ("BlipImageProcessor", {"do_normalize": False}),
+    ],
+)
+def test_pixel_values_are_those_of_the_checkpoints_image_processor(
+    name: str, settings: dict[str, Any], tmp_path: Path
+) -> None:
+    pytest.importorskip("torch")
+    transformers = pytest.importorskip("transformers")
+    from captory_export.captioners.captioner import pixels_of
+    from captory_export.checkpoints import Checkpoint
+
+    image = picture(40, 30)
+    processor = getattr(transformers, name)(size={"height": 24, "width": 24}, **settings)
+    processor.save_pretrained(tmp_path)
+    told = pixels_of(Checkpoint(tmp_path, "checkpoint", "", ""), 24, (), (), "")
+    values = to_pixel_values(image, told.size_px, told.mean, told.std, stretch=told.stretch, resample=told.resample)
+    [wanted] = processor(image, return_tensors="np").pixel_values
+    np.testing.assert_allclose(values, wanted, rtol=0, atol=1e-6)  # both by Pillow; a grey level is 0.004 or more
 
 
 def test_samples_become_pixels_and_never_from_what_is_not_finite() -> None:

@@ -16,7 +16,7 @@ from captory_engine.sessions.options import SessionOptions, TensorRtOptions
 from captory_engine.sessions.registry import open_session
 from captory_server.config import explain, load
 
-CPU, CUDA, TENSORRT = "CPUExecutionProvider", "CUDAExecutionProvider", onnx.TENSORRT
+CPU, CUDA, TENSORRT = "CPUExecutionProvider", onnx.CUDA, onnx.TENSORRT
 
 
 def test_providers_come_with_commas_or_as_a_list(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -38,17 +38,22 @@ def test_tensorrt_is_set_up_from_file_environment_and_flags(tmp_path: Path, monk
     assert load(file, tensorrt={"device": "cuda:0"}).tensorrt.device == "cuda:0"
 
 
-@pytest.mark.parametrize("wrong", [{"tensorrt": {"precision": "int4"}}, {"providers": ""}])
+@pytest.mark.parametrize(
+    "wrong", [{"tensorrt": {"precision": "int4"}}, {"tensorrt": {"device": "cpu"}}, {"providers": ""}]
+)
 def test_what_cannot_be_is_refused(wrong: dict[str, object]) -> None:
     with pytest.raises(ValidationError) as refused:
         load(**wrong)
     assert explain(refused.value)[0].startswith(next(iter(wrong)))
 
 
-def test_only_tensorrt_s_provider_is_told_more(tmp_path: Path) -> None:
-    options = SessionOptions(providers=(TENSORRT, CUDA), tensorrt=TensorRtOptions("bf16", tmp_path))
-    (name, told), cuda = onnx._providers(options)
-    assert (name, cuda) == (TENSORRT, CUDA)
+def test_nvidia_s_providers_are_told_the_gpu_and_tensorrt_s_more(tmp_path: Path) -> None:
+    options = SessionOptions(
+        providers=(TENSORRT, CUDA, CPU), tensorrt=TensorRtOptions("bf16", tmp_path, device="cuda:1")
+    )
+    (name, told), cuda, cpu = onnx._providers(options)
+    assert (name, cuda, cpu) == (TENSORRT, (CUDA, {"device_id": "1"}), CPU)
+    assert told["device_id"] == "1"
     assert (told["trt_fp16_enable"], told["trt_bf16_enable"]) == ("False", "True")
     assert Path(told["trt_engine_cache_path"]).is_dir()
     assert f"{TENSORRT}:bf16+{CUDA}" in onnx.describe_backend(options)

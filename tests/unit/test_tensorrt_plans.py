@@ -7,11 +7,12 @@ from pathlib import Path
 
 import pytest
 
-from captory_engine.errors import BadModel
+from captory_engine.errors import BadModel, InvalidInput
 from captory_engine.sessions.tensorrt_plans import (
     PLAN,
     RECORD,
     Key,
+    Record,
     engine_folder,
     engines_root,
     load_plan,
@@ -123,3 +124,18 @@ def test_engines_lie_in_the_user_s_cache(tmp_path: Path, monkeypatch: pytest.Mon
     assert engines_root() == tmp_path / "captory" / "engines"
     assert engines_root(tmp_path / "own") == tmp_path / "own"
     assert engine_folder(Path("r"), KEY) == Path("r/nvidia-h200-sm9.0/tensorrt-10.13.3.9/fp16") / f"unet-{'d' * 12}"
+
+
+def test_an_engine_s_first_profile_that_takes_the_shapes_is_chosen() -> None:
+    one = {"x": ([1, 1, 3], [1, 1, 3], [1, 1, 3]), "scale": ([1], [1], [1])}
+    more = {"x": ([1, 1, 3], [2, 2, 3], [4, 8, 3]), "scale": ([1], [2], [4])}
+    record = Record(KEY, "", 0, 0.0, [one, more])
+    assert record.profile_of({"x": (1, 1, 3), "scale": (1,)}) == 0
+    assert record.profile_of({"x": (4, 8, 3), "scale": (4,)}) == 1
+    with pytest.raises(InvalidInput, match="unet: the engine was not built for the shapes"):
+        record.profile_of({"x": (4, 9, 3), "scale": (4,)})
+
+
+def test_an_engine_takes_as_many_rows_as_all_of_its_profiles() -> None:
+    narrow = {"x": ([1, 1], [2, 8], [4, 16])}
+    assert Record(KEY, "", 0, 0.0, [{"x": ([1, 1], [2, 1], [8, 1])}, narrow]).max_rows == 4

@@ -12,6 +12,7 @@ from captory_engine.errors import BadModel
 from captory_engine.family import Family, find_family
 from captory_engine.profiles import Curve, cache_path, save
 from captory_engine.repository import ModelFolder, default_repository, open_model
+from captory_engine.sessions.registry import open_session
 
 onnx = pytest.importorskip("onnx")
 
@@ -21,6 +22,7 @@ from captory_export.tensorrt.profiles import (  # noqa: E402
     Profile,
     Span,
     check_profiles,
+    example,
     measured_curves,
     profiles_of,
     rows_of,
@@ -51,8 +53,14 @@ def free_unet() -> ModelFolder:
 
 @pytest.mark.parametrize("name", FAMILY.models)
 def test_every_graph_of_the_embedded_family_takes_its_profiles(name: str) -> None:
-    onnx.checker.check_model(str(open_model(ROOT, name).model_path))
-    assert checked_profiles(ROOT, FAMILY, name)
+    model = open_model(ROOT, name)
+    onnx.checker.check_model(str(model.model_path))
+    session = open_session("onnx", model)
+    for profile in checked_profiles(ROOT, FAMILY, name):
+        for end in Span._fields:  # what it computes at each end, an engine can be built for
+            sizes = {tensor: [getattr(span, end) for span in spans] for tensor, spans in profile.items()}
+            exactly = {tensor: tuple(Span(size, size, size) for size in axes) for tensor, axes in sizes.items()}
+            session.run(example(exactly, model, sizes[model.inputs[0].name][0]))
 
 
 def test_a_fixed_graph_varies_in_its_rows_alone() -> None:
@@ -99,6 +107,15 @@ def test_a_profile_that_the_graph_does_not_take_is_refused(tmp_path: Path, profi
     check_profiles([scaler()], path)
     with pytest.raises(BadModel, match=words):
         check_profiles([scaler(), profile], path)
+
+
+def test_a_graph_of_onnx_runtime_s_own_nodes_is_refused_before_anything_is_built(tmp_path: Path) -> None:
+    graph = scaler_graph()
+    graph.graph.node[-1].op_type, graph.graph.node[-1].domain = "MatMulNBits", "com.microsoft"
+    path = write_model(tmp_path, "scaler", SCALER_CONFIG, graph) / "1" / "model.onnx"
+    with pytest.raises(BadModel, match="does not know MatMulNBits") as refused:
+        check_profiles([scaler()], path)
+    assert refused.value.reason == "ONNX_UNSUPPORTED"
 
 
 @pytest.mark.parametrize(

@@ -275,7 +275,7 @@ def test_a_row_that_is_not_finite_fails_alone(on_host: bool) -> None:
     if not on_host:
         session.arrays = OffHost()
     good, bad = task(1, 6, 2.0, "dpmpp-2m"), task(2, 6, 1.0, "dpmpp-2m")
-    bad.text = np.full_like(bad.text, np.nan)
+    bad.conditions = {name: np.full_like(value, np.nan) for name, value in bad.conditions.items()}
     run_to_the_end(Denoiser(session, Profile(8), BatchRule()), [good, bad])
     assert isinstance(bad.error, BadOutput)
     assert bad.result is None

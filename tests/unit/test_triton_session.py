@@ -2,109 +2,36 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
-from pathlib import Path
-from threading import Event
 from typing import Any
 
 import grpc
 import numpy as np
 import pytest
-from tritonclient.grpc import model_config_pb2, service_pb2, service_pb2_grpc
+from triton_peer import Peer, peer_of_the_unet, regions, served
+from tritonclient.grpc import model_config_pb2
+from tritonclient.utils.shared_memory import SharedMemoryException
 
 from captory_engine.errors import BadModel, BadOutput, OutOfMemory, Unavailable, Unreachable
-from captory_engine.repository import ModelFolder, default_repository, open_model
 from captory_engine.sessions.options import SessionOptions, TritonOptions
 from captory_engine.sessions.registry import open_session
-from captory_engine.sessions.triton_memory import offsets
-
-UNET = "picto_painter_unet"
-Answer = Callable[[Any, grpc.ServicerContext], Any]
-
-
-@dataclass
-class Peer(service_pb2_grpc.GRPCInferenceServiceServicer):
-    """Serves one model, whose output is its first input doubled. `faults` are used up, one a call of the model."""
-
-    model: ModelFolder
-    config: Any
-    ready: bool = True
-    shares_memory: bool = False
-    faults: list[grpc.StatusCode | str] = field(default_factory=list)
-    requests: list[Any] = field(default_factory=list)
-    registered: list[str] = field(default_factory=list)
-    asked: Event = field(default_factory=Event)
-
-    def ServerMetadata(self, request: Any, context: grpc.ServicerContext) -> Any:
-        return service_pb2.ServerMetadataResponse(name="triton", version="9.9")
-
-    def ModelReady(self, request: Any, context: grpc.ServicerContext) -> Any:
-        return service_pb2.ModelReadyResponse(ready=self.ready)
-
-    def ModelMetadata(self, request: Any, context: grpc.ServicerContext) -> Any:
-        described = service_pb2.ModelMetadataResponse(name=request.name)
-        for tensors, declared in ((described.inputs, self.config.input), (described.outputs, self.config.output)):
-            for one in declared:
-                kind = model_config_pb2.DataType.Name(one.data_type).removeprefix("TYPE_")
-                tensors.add(name=one.name, datatype=kind, shape=[-1, *one.dims])
-        return described
-
-    def ModelConfig(self, request: Any, context: grpc.ServicerContext) -> Any:
-        return service_pb2.ModelConfigResponse(config=self.config)
-
-    def SystemSharedMemoryRegister(self, request: Any, context: grpc.ServicerContext) -> Any:
-        if not self.shares_memory:
-            context.abort(grpc.StatusCode.INTERNAL, "Unable to open shared memory region")
-        self.registered.append(request.name)
-        return service_pb2.SystemSharedMemoryRegisterResponse()
-
-    def SystemSharedMemoryUnregister(self, request: Any, context: grpc.ServicerContext) -> Any:
-        return service_pb2.SystemSharedMemoryUnregisterResponse()
-
-    def ModelInfer(self, request: Any, context: grpc.ServicerContext) -> Any:
-        self.requests.append(request)
-        self.asked.set()
-        if self.faults:
-            fault = self.faults.pop(0)
-            if isinstance(fault, grpc.StatusCode):
-                context.abort(fault, "as told")
-            elif fault != "short":
-                context.abort(grpc.StatusCode.INTERNAL, fault)
-            return self._doubled(request, rows=-1)
-        return self._doubled(request, rows=None)
-
-    def _doubled(self, request: Any, rows: int | None) -> Any:
-        first = request.inputs[0]
-        array = 2 * np.frombuffer(request.raw_input_contents[0], np.float32).reshape(first.shape)[:rows]
-        response = service_pb2.ModelInferResponse(model_name=request.model_name)
-        response.outputs.add(name="out_sample", datatype="FP32", shape=array.shape)
-        response.raw_output_contents.append(array.tobytes())
-        return response
+from captory_engine.sessions.triton_memory import MOUNT, PREFIX, Region, offsets
 
 
 @pytest.fixture
 def peer() -> Peer:
-    model = open_model(default_repository(), UNET)
-    config = model_config_pb2.ModelConfig()
-    config.CopyFrom(model.config)
-    return Peer(model, config)
+    return peer_of_the_unet()
 
 
 @pytest.fixture
 def address(peer: Peer) -> Iterator[str]:
-    server = grpc.server(ThreadPoolExecutor(4))
-    service_pb2_grpc.add_GRPCInferenceServiceServicer_to_server(peer, server)
-    port = server.add_insecure_port("127.0.0.1:0")
-    server.start()
-    yield f"127.0.0.1:{port}"
-    server.stop(None)
+    with served(peer) as bound:
+        yield bound
 
 
-def opened(peer: Peer, address: str, patience_s: float = 20.0, **more: Any) -> Any:
-    options = SessionOptions(triton=TritonOptions(address, patience_s=patience_s, **more))
-    return open_session("triton", peer.model, options)
+def opened(peer: Peer, address: str, **more: Any) -> Any:
+    return open_session("triton", peer.model, SessionOptions(triton=TritonOptions(address, **more)))
 
 
 def inputs(rows: int = 3) -> dict[str, np.ndarray]:
@@ -129,34 +56,18 @@ def test_a_batch_is_one_request_and_scalars_travel_as_triton_knows_them(peer: Pe
         session.run(given)
 
 
-def test_what_nobody_answers_is_asked_again(peer: Peer, address: str) -> None:
-    session = opened(peer, address)
-    peer.faults = [grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.NOT_FOUND, grpc.StatusCode.UNAVAILABLE]
-    given = inputs()
-    np.testing.assert_array_equal(session.run(given)["out_sample"], 2 * given["sample"])
-    assert len(peer.requests) == 4
-    session.close()
-
-
-def test_patience_has_an_end(peer: Peer, address: str) -> None:
-    session = opened(peer, address, patience_s=0.2)
-    peer.faults = [grpc.StatusCode.UNAVAILABLE] * 1000
-    with pytest.raises(Unreachable, match=f"no Triton at {address} answers"):
-        session.run(inputs())
-    assert 2 <= len(peer.requests) < 1000
-    session.close()
-
-
 @pytest.mark.parametrize(
     ("fault", "kind"),
     [
+        (grpc.StatusCode.UNAVAILABLE, Unreachable),
+        (grpc.StatusCode.NOT_FOUND, Unreachable),
         (grpc.StatusCode.INVALID_ARGUMENT, Unavailable),
         (grpc.StatusCode.DEADLINE_EXCEEDED, Unreachable),
         ("CUDA out of memory", OutOfMemory),
         ("short", BadOutput),
     ],
 )
-def test_what_is_refused_is_not_asked_again(
+def test_what_fails_is_said_and_not_asked_again(
     peer: Peer, address: str, fault: grpc.StatusCode | str, kind: type[Exception]
 ) -> None:
     session = opened(peer, address)
@@ -195,7 +106,7 @@ def test_a_model_that_is_not_ready_is_refused(peer: Peer, address: str) -> None:
 
 def test_nobody_there(peer: Peer) -> None:
     with pytest.raises(Unreachable, match="no Triton at 127"):
-        opened(peer, "127.0.0.1:1", patience_s=0.2)
+        opened(peer, "127.0.0.1:1")
 
 
 def test_shared_memory_is_tried_and_may_be_demanded(peer: Peer, address: str) -> None:
@@ -207,17 +118,68 @@ def test_shared_memory_is_tried_and_may_be_demanded(peer: Peer, address: str) ->
     session.close()
 
 
-def test_tensors_in_shared_memory_are_not_sent_and_nothing_of_it_stays(peer: Peer, address: str) -> None:
+def test_what_lies_in_shared_memory_is_not_sent_in_any_step(peer: Peer, address: str) -> None:
     peer.shares_memory = True
     session = opened(peer, address, shared_memory=True)
-    peer.faults = [grpc.StatusCode.INVALID_ARGUMENT]
-    with pytest.raises(Unavailable):
-        session.run(inputs())
-    [request] = peer.requests
-    assert not request.raw_input_contents
-    assert {one.parameters["shared_memory_region"].string_param for one in request.inputs} <= set(peer.registered)
+    given = inputs()
+    for _ in range(3):
+        given["sample"] = session.run(given)["out_sample"]
+    np.testing.assert_array_equal(given["sample"], 8 * inputs()["sample"])
+    assert not any(request.raw_input_contents for request in peer.requests)
+    assert max(request.ByteSize() for request in peer.requests) < 1000
+    assert len({name for request in peer.requests for name in regions(request)}) == 1
     session.close()
-    assert not [name for name in set(peer.registered) if (Path("/dev/shm") / name).exists()]
+    assert not left_of(peer)
+
+
+def left_of(peer: Peer) -> list[str]:
+    """Regions that Triton still maps, or that still lie there."""
+    used = {name for request in peer.requests for name in regions(request)}
+    return [*peer.registered, *(name for name in used if (MOUNT / name).exists())]
+
+
+def test_a_triton_that_was_restarted_gets_new_regions(peer: Peer, address: str) -> None:
+    peer.shares_memory = True
+    session = opened(peer, address, shared_memory=True)
+    session.run(inputs())
+    peer.registered.clear()
+    with pytest.raises(Unreachable):  # it knows the region no more
+        session.run(inputs())
+    np.testing.assert_array_equal(session.run(inputs())["out_sample"], 2 * inputs()["sample"])
+    assert regions(peer.requests[-1]) != regions(peer.requests[0])
+    session.close()
+    assert not left_of(peer)
+
+
+def test_memory_of_a_killed_process_is_taken_away(peer: Peer, address: str) -> None:
+    peer.shares_memory = True
+    living, killed, mapped = Region(1 << 12), MOUNT / f"{PREFIX}killed", f"{PREFIX}mapped"
+    killed.write_bytes(b"")  # its maker's lock ended with it
+    peer.registered += [living.name, mapped, "someone-elses"]
+    session = opened(peer, address, shared_memory=True)
+    assert not killed.exists()
+    assert mapped not in peer.registered
+    assert {living.name, "someone-elses"} <= set(peer.registered)
+    assert (MOUNT / living.name).exists()
+    living.destroy()
+    session.close()
+
+
+def test_a_region_that_triton_cannot_map_is_done_without(peer: Peer, address: str) -> None:
+    peer.shares_memory = True
+    session = opened(peer, address, shared_memory=True)
+    peer.shares_memory = False
+    np.testing.assert_array_equal(session.run(inputs())["out_sample"], 2 * inputs()["sample"])
+    assert len(peer.requests[0].raw_input_contents) == 3
+    session.close()
+    assert not left_of(peer)
+
+
+def test_no_room_for_a_region_is_said_before_anything_is_written_there() -> None:
+    before = set(MOUNT.glob(f"{PREFIX}*"))
+    with pytest.raises(SharedMemoryException, match="no room"):
+        Region(1 << 44)
+    assert set(MOUNT.glob(f"{PREFIX}*")) == before
 
 
 @pytest.mark.parametrize("fault", [grpc.StatusCode.DEADLINE_EXCEEDED, grpc.StatusCode.NOT_FOUND])
@@ -230,14 +192,15 @@ def test_memory_of_a_call_that_failed_is_not_lent_again(peer: Peer, address: str
         while peer.faults:
             with pytest.raises(Unavailable):
                 session.run(inputs())
-    used = [request.inputs[0].parameters["shared_memory_region"].string_param for request in peer.requests]
+    used = [regions(request)[0] for request in peer.requests]
     assert len(set(used)) == len(used) == 3
     session.close()
+    assert not left_of(peer)
 
 
 def test_who_waits_when_the_session_is_closed_is_told(peer: Peer, address: str) -> None:
     session = opened(peer, address)
-    peer.faults = [grpc.StatusCode.UNAVAILABLE] * 10_000
+    peer.faults = ["hang"]
     with ThreadPoolExecutor(1) as lane:
         waiting = lane.submit(session.run, inputs())
         peer.asked.wait(10)

@@ -1,5 +1,9 @@
-"""Only machines with an NVIDIA GPU have it: Any, so that types are checked without it."""
+"""Only machines with an NVIDIA GPU have it: Any, but for what is a base class, so that types are checked without it."""
 
 from typing import Any
+
+class ILogger:
+    def __init__(self) -> None: ...
+    def log(self, severity: Any, msg: str) -> None: ...
 
 def __getattr__(name: str) -> Any: ...

@@ -87,7 +87,14 @@ def to_pixel_values(graphs: Graphs, data: bytes) -> Array:
     """An encoded image as the vision encoder takes it, [3, S, S], float32."""
     spec = graphs.captioner
     image = images.decode_image(data, min_side_px=spec.image_size_px)
-    return images.to_pixel_values(image, spec.image_size_px, spec.image_mean, spec.image_std)
+    return images.to_pixel_values(
+        image,
+        spec.image_size_px,
+        spec.image_mean,
+        spec.image_std,
+        stretch=spec.stretch,
+        resample=spec.resample,
+    )
 
 
 def caption(graphs: Graphs, pixel_values: Array) -> list[str]:

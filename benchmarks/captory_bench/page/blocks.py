@@ -31,7 +31,7 @@ def _targets(figures: Mapping[str, Figures]) -> str:
 
 
 def _serve(figures: Mapping[str, Figures]) -> str:
-    """What the arms are, what they reach, and the tail."""
+    """What the arms are, what they reach, the ratios of images/s within a round, and the tail."""
     serve = figures["serve"]
     arms = [
         (
@@ -45,7 +45,8 @@ def _serve(figures: Mapping[str, Figures]) -> str:
         for name, arm in serve["arms"].items()
     ]
     header = ("arm", "images/s", "spread", "CPU s an image", "rows a batch", "useful rows")
-    return "\n\n".join([_arm_words(serve), markdown_table(header, arms), _tail(serve), machine_words(serve["machine"])])
+    tables = markdown_table(header, arms), _ratios(serve), _tail(serve)
+    return "\n\n".join([_arm_words(serve), *tables, machine_words(serve["machine"])])
 
 
 def _arm_words(serve: Figures) -> str:
@@ -55,6 +56,14 @@ def _arm_words(serve: Figures) -> str:
         for name, arm in serve["arms"].items()
     ]
     return "\n".join(lines)
+
+
+def _ratios(serve: Figures) -> str:
+    rows = [
+        (name.replace("_", " "), f"{serve[name]:.2f}", f"{low:.2f} – {high:.2f}")
+        for name, (low, high) in serve["spread"].items()
+    ]
+    return markdown_table(("ratio of images/s, same round and items", "median", "spread"), rows)
 
 
 def _tail(serve: Figures) -> str:

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import json
-from enum import StrEnum
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
@@ -13,15 +12,25 @@ from captory_client.commands.exits import explained, say
 
 if TYPE_CHECKING:
     from captory_client.jobs import Run
+    from captory_data.summary import JobSummary
 
-Mode = StrEnum(
-    "Mode",
-    "basic cip caption-only recap-short recap-long recap-mix rewrite face closed-loop shuffled cross-class",
-)
-ClassNames = StrEnum("ClassNames", ["raw", "curated"])
-Determinism = StrEnum("Determinism", ["stable", "exact"])
-Format = StrEnum("Format", ["webdataset", "imagefolder", "parquet"])
-ImageFormat = StrEnum("ImageFormat", ["png", "webp"])
+Mode = Literal[
+    "basic",
+    "cip",
+    "caption-only",
+    "recap-short",
+    "recap-long",
+    "recap-mix",
+    "rewrite",
+    "face",
+    "closed-loop",
+    "shuffled",
+    "cross-class",
+]
+ClassNames = Literal["raw", "curated"]
+Determinism = Literal["stable", "exact"]
+Format = Literal["webdataset", "imagefolder", "parquet"]
+ImageFormat = Literal["png", "webp"]
 
 
 def run(
@@ -76,7 +85,7 @@ def run(
             "image_format": image_format,
             **parse_size(size),
         }
-        retry, names = retry_reason or retry_failed, class_names or ClassNames.raw
+        retry, names = retry_reason or retry_failed, class_names or "raw"
         job = Run(source, out, asked, family, classes, retry, server, limit, recaption, names)
         raise typer.Exit(dry(job, as_json=as_json) if dry_run else work(job, quiet=quiet, as_json=as_json))
 
@@ -119,8 +128,22 @@ def dry(job: Run, *, as_json: bool) -> int:
     return 0
 
 
-def _describe(out: Path, summary: Any) -> str:
+def _describe(out: Path, summary: JobSummary) -> str:
     counts = f"{summary.images} images from {summary.items} items in {summary.seconds:.1f} s"
     rest = {"skipped": summary.skipped, "failed": summary.failed, "dropped": summary.dropped}
     others = "".join(f", {count} {word}" for word, count in rest.items() if count)
-    return f"{counts} ({summary.images_per_s:.1f} images/s){others}\ndataset: {out}\nreport:  {out / 'report.html'}"
+    return "\n".join(
+        [
+            f"{counts} ({summary.images_per_s:.1f} images/s){others}",
+            *_failures(summary),
+            f"dataset: {out} ({summary.images_in_all} images in all)",
+            f"report:  {out / 'report.html'}",
+        ]
+    )
+
+
+def _failures(summary: JobSummary) -> list[str]:
+    if not summary.failed:
+        return []
+    before = f"{summary.failed_before} of them in earlier runs; " if summary.failed_before else ""
+    return [f"failed:  {before}the report says why, --retry-failed tries again"]

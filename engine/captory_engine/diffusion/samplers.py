@@ -1,11 +1,11 @@
 """Samplers as tables of numbers: a plan holds, for every step of an item, all that the step needs.
 
-Every deterministic sampler here is a linear multistep rule in the variance-exploding frame,
+Every deterministic sampler here is a linear multistep rule, in the variance-exploding frame or along a flow,
 
     denoised = skip * x + out * network(c_in * x, timestep)
     x'       = decay * x + gain * denoised + memory * previous_denoised
 
-so items with different samplers, step counts and guidance ride in one batch: a row differs in its five
+so items with different samplers, step counts and guidance ride in one batch: a row differs in its six
 coefficients only, and the update is one expression over the batch.
 """
 
@@ -66,7 +66,7 @@ class Plan:
     """What each step of one item needs. Rows are steps: timesteps [N], coefficients [N, 6], guided [N].
 
     Columns of `coefficients`: c_in, skip, out, decay, gain, memory. `start_scale` multiplies the unit noise,
-    `final_scale` brings the last x to the variance-preserving frame that the autoencoder knows.
+    `final_scale` brings the last x to the frame that the autoencoder knows: variance-preserving, or the flow's own.
     """
 
     timesteps: Coefficients

@@ -16,7 +16,7 @@ from captory_engine.sessions.checks import check_inputs, check_outputs
 from captory_engine.sessions.options import SessionOptions, TensorRtOptions
 from captory_engine.sessions.tensorrt_plans import engines_root
 
-TENSORRT = "TensorrtExecutionProvider"
+TENSORRT, CUDA = "TensorrtExecutionProvider", "CUDAExecutionProvider"
 # ONNX Runtime tells of memory in words only: its CPU allocator, its arenas, and CUDA.
 _NO_MEMORY = ("bad_alloc", "bad allocation", "failed to allocate memory", "out of memory")
 
@@ -89,14 +89,21 @@ def _load(model: ModelFolder, options: SessionOptions) -> Any:
 
 
 def _providers(options: SessionOptions) -> list[str | tuple[str, dict[str, str]]]:
-    return [(name, tensorrt_options(options.tensorrt)) if name == TENSORRT else name for name in options.providers]
+    told = {TENSORRT: tensorrt_options, CUDA: cuda_options}
+    return [(name, told[name](options.tensorrt)) if name in told else name for name in options.providers]
+
+
+def cuda_options(options: TensorRtOptions) -> dict[str, str]:
+    """What ONNX Runtime's CUDA provider is told: the GPU."""
+    return {"device_id": str(options.gpu)}
 
 
 def tensorrt_options(options: TensorRtOptions) -> dict[str, str]:
-    """What ONNX Runtime's TensorRT provider is told: types, and a folder for the engines that it builds and keeps."""
+    """What its TensorRT provider is told: GPU, types, and a folder for the engines that it builds and keeps."""
     folder = engines_root(options.engines) / "onnxruntime"
     folder.mkdir(mode=0o700, parents=True, exist_ok=True)
     return {
+        **cuda_options(options),
         "trt_engine_cache_enable": "True",
         "trt_engine_cache_path": str(folder),
         "trt_timing_cache_enable": "True",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -52,7 +53,7 @@ class TorchOptions:
 class TritonOptions:
     """Where the `triton` backend finds its server, `HOST:PORT` of its gRPC port, and how long it waits for it.
 
-    A call that nobody answers is made again for up to `patience_s`; one that is answered may take `timeout_s`.
+    Work that finds nobody there waits for up to `patience_s` in all; an answer may take `timeout_s`.
     `shared_memory`: tensors are laid down rather than sent; None: where Triton is on this host and can map them.
     Raises `ValueError` for times that are not above 0.
     """
@@ -73,7 +74,7 @@ class TensorRtOptions:
 
     `precision`: fp16 or bf16 for graphs of fp32, or `graph` for the graph's own types; a graph that is typed already
     (fp16, quantised) keeps its types. `engines`: the root of the engines; None: in the user's cache. `device`: torch's
-    name of the GPU. Raises `ValueError` for a precision that is none of these.
+    name of the GPU, which ONNX Runtime's CUDA provider uses, too. Raises `ValueError` for what none of these can be.
     """
 
     precision: str = "fp16"
@@ -83,6 +84,13 @@ class TensorRtOptions:
     def __post_init__(self) -> None:
         if self.precision not in TENSORRT_PRECISIONS:
             raise ValueError(f"precision is {self.precision!r}; it must be one of {', '.join(TENSORRT_PRECISIONS)}")
+        if not re.fullmatch(r"cuda(:\d{1,3})?", self.device):
+            raise ValueError(f"device is {self.device!r}; it must be cuda, or cuda:NUMBER")
+
+    @property
+    def gpu(self) -> int:
+        """The GPU's number, the first where `device` has none."""
+        return int(self.device.partition(":")[2] or 0)
 
 
 @dataclass(frozen=True, slots=True)

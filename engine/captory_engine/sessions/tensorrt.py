@@ -6,6 +6,8 @@ fixed sizes, out of memory told as such. TensorRT 10 or 11.
 
 from __future__ import annotations
 
+import logging
+from collections import deque
 from collections.abc import Mapping
 from dataclasses import replace
 from itertools import starmap
@@ -16,14 +18,41 @@ import tensorrt as trt
 import torch
 from torch import Tensor, nn
 
-from captory_engine.errors import BadModel, InvalidInput
+from captory_engine.errors import BadModel
 from captory_engine.repository import ModelFolder
 from captory_engine.sessions.options import SessionOptions
-from captory_engine.sessions.tensorrt_plans import Key, Machine, Record, Shapes, engines_root, load_plan
+from captory_engine.sessions.tensorrt_plans import Key, Machine, Record, Shape, engines_root, load_plan
 from captory_engine.sessions.torch import TorchSession
 
-Shape = tuple[int, ...]
-LOGGER = trt.Logger(trt.Logger.WARNING)  # to stderr
+# Of TensorRT's severities: internal error, error, warning, information, and what is said of every kernel.
+LEVELS = (logging.ERROR, logging.ERROR, logging.WARNING, logging.DEBUG, logging.DEBUG)
+MAX_ERRORS = 4  # that are kept
+NO_MEMORY = ("out of memory", "outofmemory")  # TensorRT tells of it in words only
+log = logging.getLogger(__name__)
+
+
+class Listener(trt.ILogger):
+    """Puts TensorRT's words into our log, where its own logger prints them on stdout; the last errors are kept."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._errors: deque[str] = deque(maxlen=MAX_ERRORS)
+
+    def log(self, severity: Any, msg: str) -> None:
+        """TensorRT calls this, from any thread."""
+        level = LEVELS[int(severity)]
+        log.log(level, "TensorRT: %s", msg)
+        if level == logging.ERROR:
+            self._errors.append(msg)
+
+    def told(self) -> str:
+        """The errors since this was asked the last time."""
+        words = "; ".join(self._errors)
+        self._errors.clear()
+        return words or "it does not say why"
+
+
+LISTENER = Listener()  # TensorRT wants one for all that a process does with it
 
 
 def open_engine(model: ModelFolder, options: SessionOptions) -> TorchSession:
@@ -31,14 +60,15 @@ def open_engine(model: ModelFolder, options: SessionOptions) -> TorchSession:
     settings = options.tensorrt
     machine = this_machine(settings.device)
     plan, record = load_plan(engines_root(settings.engines), Key.of(model, machine, settings.precision))
-    module = EngineModule(model, plan, record, torch.device(settings.device))
+    with torch.cuda.device(settings.device):
+        module = EngineModule(model, plan, record, torch.device(settings.device))
     on_gpu = replace(options.torch, device=settings.device, dtype="fp32", compile_mode="", graphs=True)
     session = TorchSession(
         model.name,
         module,
         model.inputs,
         model.outputs,
-        max_batch=min(model.max_batch, module.max_rows),
+        max_batch=min(model.max_batch, record.max_rows),
         digest=model.digest,
         options=replace(options, torch=on_gpu),
     )
@@ -72,28 +102,23 @@ class Bound(NamedTuple):
 class EngineModule(nn.Module):
     """A plan as a function of tensors on its GPU; outputs are its own, and each call of equal shapes rewrites them.
 
-    Every combination of shapes has an execution context, as CUDA graphs want it; all work in the same memory, so calls
-    must follow one another on the device.
+    Every combination of shapes has an execution context, as CUDA graphs want it; they share the memory that they work
+    in, so calls must follow one another on the device. The GPU must be the current one, here and in every call.
     """
 
     def __init__(self, model: ModelFolder, plan: bytes, record: Record, device: torch.device) -> None:
         super().__init__()
-        self._name = model.name
         self._device = device
         self._outputs = model.outputs
-        self._profiles = record.profiles
+        self._record = record
         self._bound: dict[tuple[tuple[str, Shape], ...], Bound] = {}
-        self._scratch = torch.empty(0, dtype=torch.uint8, device=device)
-        self._runtime = trt.Runtime(LOGGER)
+        self._scratch = torch.empty(0, dtype=torch.uint8)
+        self._runtime = trt.Runtime(LISTENER)
         self._engine: Any = self._runtime.deserialize_cuda_engine(plan)
         if self._engine is None:
-            raise BadModel("ENGINE_UNREADABLE", f"TensorRT cannot load the engine of model {model.name!r}.")
+            words = f"TensorRT cannot load the engine of model {model.name!r}: {LISTENER.told()}."
+            raise BadModel("ENGINE_UNREADABLE", words)
         _check_signature(model, self._engine)
-
-    @property
-    def max_rows(self) -> int:
-        """Rows that every profile takes."""
-        return min(largest[0] for profile in self._profiles for _, _, largest in profile.values())
 
     def forward(self, **inputs: Tensor) -> tuple[Tensor, ...]:
         """See the class; inputs are contiguous, and shaped as a profile has them."""
@@ -112,9 +137,10 @@ class EngineModule(nn.Module):
         return handle
 
     def _bind(self, shapes: Mapping[str, Shape]) -> Bound:
+        profile = self._record.profile_of(shapes)
         context = self._engine.create_execution_context(trt.ExecutionContextAllocationStrategy.USER_MANAGED)
         _must(context is not None)
-        _must(context.set_optimization_profile_async(profile_of(self._profiles, shapes, self._name), self._stream))
+        _must(context.set_optimization_profile_async(profile, self._stream))
         _must(all(starmap(context.set_input_shape, shapes.items())))
         num_bytes = context.update_device_memory_size_for_shapes()
         if num_bytes > self._scratch.numel():  # what is bound already keeps its own
@@ -130,21 +156,8 @@ class EngineModule(nn.Module):
         return output
 
 
-def profile_of(profiles: list[dict[str, Shapes]], shapes: Mapping[str, Shape], name: str) -> int:
-    """The number of the first profile that takes the shapes. Raises `InvalidInput` when none does."""
-    for number, profile in enumerate(profiles):
-        if all(_within(shape, profile[tensor]) for tensor, shape in shapes.items()):
-            return number
-    raise InvalidInput("WRONG_TENSOR", f"{name}: the engine was not built for the shapes {dict(shapes)}.")
-
-
-def _within(shape: Shape, shapes: Shapes) -> bool:
-    least, _, largest = shapes
-    return all(low <= size <= high for low, size, high in zip(least, shape, largest, strict=True))
-
-
 def _check_signature(model: ModelFolder, engine: Any) -> None:
-    """Refuse an engine whose tensors are not those of the model's configuration, in name or type."""
+    """Refuse an engine whose tensors are not exactly those of the model's configuration, in name and type."""
     names = [engine.get_tensor_name(index) for index in range(engine.num_io_tensors)]
     found = {name: np.dtype(trt.nptype(engine.get_tensor_dtype(name))) for name in names}
     declared = {spec.name: spec.dtype for spec in (*model.inputs, *model.outputs)}
@@ -158,5 +171,8 @@ def _words(types: Mapping[str, np.dtype[Any]]) -> str:
 
 
 def _must(done: bool) -> None:
+    """Where TensorRT did not do something, raise what torch would: its own error for memory, else `RuntimeError`."""
     if not done:
-        raise RuntimeError("TensorRT refused; its own words are on stderr")
+        words = LISTENER.told()
+        kind = torch.OutOfMemoryError if any(sign in words.lower() for sign in NO_MEMORY) else RuntimeError
+        raise kind(f"TensorRT refused: {words}")

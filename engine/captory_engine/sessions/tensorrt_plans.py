@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, fields
 from pathlib import Path
@@ -17,7 +17,7 @@ from typing import NamedTuple
 
 from pydantic import TypeAdapter, ValidationError
 
-from captory_engine.errors import BadModel
+from captory_engine.errors import BadModel, InvalidInput
 from captory_engine.repository import ModelFolder
 
 PLAN = "model.plan"
@@ -26,7 +26,7 @@ TIMING_CACHE = "timing.cache"
 MAX_RECORD_BYTES = 1 << 20
 BUILD = "Build it on this machine: captory export --tensorrt, or python -m captory_export.tensorrt for what is exported"
 
-
+Shape = tuple[int, ...]
 Shapes = tuple[list[int], list[int], list[int]]  # of one input: least, best and largest
 
 
@@ -64,6 +64,19 @@ class Record:
     num_bytes: int
     build_s: float
     profiles: list[dict[str, Shapes]]
+
+    @property
+    def max_rows(self) -> int:
+        """Rows that every profile takes."""
+        return min(largest[0] for profile in self.profiles for _, _, largest in profile.values())
+
+    def profile_of(self, shapes: Mapping[str, Shape]) -> int:
+        """The number of the first profile that takes the inputs' shapes. Raises `InvalidInput` when none does."""
+        for number, profile in enumerate(self.profiles):
+            if all(_within(shape, profile[name]) for name, shape in shapes.items()):
+                return number
+        words = f"{self.key.model}: the engine was not built for the shapes {dict(shapes)}."
+        raise InvalidInput("WRONG_TENSOR", words)
 
 
 _RECORDS = TypeAdapter(Record)
@@ -138,7 +151,8 @@ def _others(root: Path, key: Key) -> str:
     """What the engine of this model that comes nearest was built for."""
     records = (_read(path) for path in sorted(root.glob(f"*/*/*/{key.model}-*/{RECORD}")))
     wrong = [differences(record.key, key) for record in records if record is not None]
-    return f"; there is one for {'; '.join(min(wrong, key=len))}" if wrong else ""
+    nearest = min(wrong, key=len, default=[])
+    return f"; there is one for {'; '.join(nearest)}" if nearest else ""
 
 
 def _read(path: Path) -> Record | None:
@@ -147,6 +161,11 @@ def _read(path: Path) -> Record | None:
         return _RECORDS.validate_json(path.read_bytes()) if path.stat().st_size <= MAX_RECORD_BYTES else None
     except (FileNotFoundError, ValidationError):
         return None
+
+
+def _within(shape: Shape, shapes: Shapes) -> bool:
+    least, _, largest = shapes
+    return all(low <= size <= high for low, size, high in zip(least, shape, largest, strict=True))
 
 
 def _slug(words: str) -> str:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -26,9 +26,10 @@ class TorchArrays:
 
     @contextmanager
     def guard(self) -> Iterator[None]:
-        """See `Arrays`."""
+        """See `Arrays`. Within it the device is the current one, as CUDA graphs and TensorRT want it."""
         try:
-            yield
+            with nullcontext() if self.on_host else torch.cuda.device(self.device):
+                yield
         except RuntimeError as error:
             if not is_out_of_memory(error):
                 raise

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from tritonclient.grpc import InferInput, InferRequestedOutput
 from tritonclient.grpc.aio import InferenceServerClient
-from tritonclient.utils import InferenceServerException, np_to_triton_dtype
+from tritonclient.utils import InferenceServerException, np_to_triton_dtype, triton_to_np_dtype
 from tritonclient.utils.shared_memory import SharedMemoryException
 
 from captory_engine.errors import BadModel
@@ -19,7 +19,7 @@ from captory_engine.sessions.base import Array, TensorSpec
 from captory_engine.sessions.checks import check_inputs, check_outputs
 from captory_engine.sessions.options import SessionOptions, TritonOptions
 from captory_engine.sessions.triton_checks import Served, differences, look
-from captory_engine.sessions.triton_link import Link, nobody_answers
+from captory_engine.sessions.triton_link import Link
 from captory_engine.sessions.triton_memory import LEAST_BYTES, Region, Regions, offsets
 
 log = logging.getLogger(__name__)
@@ -28,8 +28,9 @@ log = logging.getLogger(__name__)
 class TritonSession:
     """The model of a folder, run by a Triton that serves the same. Several calls may be under way at once.
 
-    Where Triton is on this host and shares its memory, tensors are laid there and not sent. Raises `BadModel` where
-    what is served has not the tensors of the folder's model, and `Unreachable` where no Triton answers.
+    Where Triton is on this host and shares its memory, a step sends no tensor, neither the latents, which change, nor
+    the texts' embeddings, which do not: all are laid there. Raises `BadModel` where what is served has not the tensors
+    of the folder's model, and `Unreachable` where no Triton answers.
     """
 
     def __init__(self, model: ModelFolder, options: SessionOptions) -> None:
@@ -51,18 +52,20 @@ class TritonSession:
         self.backend = f"triton {served.version} {served.config.backend or served.config.platform}"
 
     def run(self, inputs: Mapping[str, Array]) -> dict[str, Array]:
-        """Run one batch; see `Session.run`. Raises `Unreachable` when Triton does not come back in time."""
+        """Run one batch; see `Session.run`. Raises `Unreachable` when no Triton answers, or not in time."""
         batch = check_inputs(self, inputs)
         outputs = self._link.ask(lambda client: self._infer(client, inputs, batch))
         check_outputs(self, outputs, batch)
         return outputs
 
     def close(self) -> None:
-        """Take back what is shared, and end the channel."""
+        """Take back what is shared, and end the channel; calls under way end with it."""
         regions, self._regions = self._regions, None
-        if regions is not None:
-            self._link.ask(lambda _: regions.clear())
-        self._link.close()
+        try:
+            if regions is not None:
+                self._link.ask(lambda _: regions.clear())
+        finally:
+            self._link.close()
 
     async def _infer(self, client: InferenceServerClient, inputs: Mapping[str, Array], batch: int) -> dict[str, Array]:
         tensors = {name: self._on_the_wire(name, array, batch) for name, array in inputs.items()}
@@ -71,7 +74,7 @@ class TritonSession:
             return await self._send(client, tensors, batch)
         try:
             return await self._lay(client, regions, tensors, batch)
-        except SharedMemoryException:  # no room in it
+        except SharedMemoryException:  # no room for it
             return await self._send(client, tensors, batch)
         except InferenceServerException:  # a Triton that was restarted knows no region
             await regions.clear()
@@ -83,7 +86,7 @@ class TritonSession:
         given = [_tensor(name, array) for name, array in tensors.items()]
         for one, array in zip(given, tensors.values(), strict=True):
             one.set_data_from_numpy(array)
-        result = await client.infer(self.name, given, outputs=asked, client_timeout=self._timeout_s)
+        result: Any = await client.infer(self.name, given, outputs=asked, client_timeout=self._timeout_s)
         return {spec.name: _shaped(spec, result.as_numpy(spec.name), batch) for spec in self.outputs}
 
     async def _lay(
@@ -104,7 +107,7 @@ class TritonSession:
                 asked.append(InferRequestedOutput(spec.name))
                 if spec.name in known:
                     asked[-1].set_shared_memory(region.name, sizes[spec.name], places[spec.name])
-            result = await client.infer(self.name, given, outputs=asked, client_timeout=self._timeout_s)
+            result: Any = await client.infer(self.name, given, outputs=asked, client_timeout=self._timeout_s)
             found = {
                 spec.name: _laid(result, spec, region, places[spec.name])
                 if spec.name in known
@@ -136,10 +139,9 @@ async def _shared(client: InferenceServerClient, options: TritonOptions) -> Regi
     regions = Regions(client, options.timeout_s)
     try:
         async with regions.lent(LEAST_BYTES):
+            await regions.sweep()
             return regions
-    except (InferenceServerException, SharedMemoryException) as error:
-        if nobody_answers(error):
-            raise
+    except SharedMemoryException as error:
         if options.shared_memory:
             raise BadModel("NO_SHARED_MEMORY", "Triton and this process share no memory.") from error
     log.info("Triton shares no memory with this process: tensors are sent")
@@ -151,15 +153,18 @@ def _tensor(name: str, array: Array) -> Any:
 
 
 def _laid(result: Any, spec: TensorSpec, region: Region, offset: int) -> Array | None:
-    """An output that lies in a region, in the shape that Triton tells."""
+    """An output that lies in a region, of the type and shape that Triton tells: its model may be another by now."""
     output = result.get_output(spec.name)
-    return None if output is None else region.read(spec.dtype, tuple(output.shape), offset)
+    if output is None:
+        return None
+    return region.read(np.dtype(triton_to_np_dtype(output.datatype)), tuple(output.shape), offset)
 
 
 def _shaped(spec: TensorSpec, array: Array | None, batch: int) -> Array:
-    """An output as the graph has it; whatever else came is left for the check of outputs."""
+    """An output as the graph has it; whatever cannot be that is left for the check of outputs."""
     if array is None:
         return np.empty(0, spec.dtype)
     if not array.flags.writeable:  # a view of the message
         array = array.copy()
-    return array.reshape(batch, *spec.shape) if len(spec.shape) != array.ndim - 1 and len(array) == batch else array
+    same_size = array.size == batch * prod(spec.shape)
+    return array.reshape(batch, *spec.shape) if array.ndim != len(spec.shape) + 1 and same_size else array

@@ -6,11 +6,11 @@ from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
 from tritonclient.grpc import model_config_pb2
-from tritonclient.grpc.aio import InferenceServerClient
 
 from captory_engine.repository import ModelFolder
 
-_TYPES: Any = model_config_pb2.DataType
+_messages: Any = model_config_pb2  # made at run time
+_TYPES = _messages.DataType
 _WIRE_NAMES = {"STRING": "BYTES"}
 
 
@@ -23,8 +23,8 @@ class Served(NamedTuple):
     config: Any = None  # ModelConfig
 
 
-async def look(client: InferenceServerClient, name: str, timeout_s: float) -> Served:
-    """Ask a Triton for a model."""
+async def look(client: Any, name: str, timeout_s: float) -> Served:
+    """Ask a Triton, by its `InferenceServerClient`, for a model."""
     version = (await client.get_server_metadata(client_timeout=timeout_s)).version
     if not await client.is_model_ready(name, client_timeout=timeout_s):
         return Served(version, ready=False)

@@ -1,19 +1,17 @@
 """One channel to one Triton, on an event loop in a thread of its own; threads ask, and wait for what it says.
 
-What nobody answers is asked again, with pauses that grow, for as long as the options allow: running a graph changes
-nothing, so asking twice does no harm. What Triton refuses is not asked again.
+Nothing is asked twice here: who may wait for a Triton that is away, and for how long, is the device's matter.
 """
 
 from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Awaitable, Callable
-from concurrent.futures import CancelledError
-from threading import Thread
-from typing import TypeVar
+from collections.abc import Callable, Coroutine
+from concurrent.futures import CancelledError, Future
+from threading import Lock, Thread
+from typing import Any, TypeVar
 
-from tenacity import AsyncRetrying, RetryCallState, retry_if_exception, stop_after_delay, wait_random_exponential
 from tritonclient.grpc import MAX_GRPC_MESSAGE_SIZE
 from tritonclient.grpc.aio import InferenceServerClient
 from tritonclient.utils import InferenceServerException
@@ -21,8 +19,9 @@ from tritonclient.utils import InferenceServerException
 from captory_engine.errors import CaptoryError, OutOfMemory, Unavailable, Unreachable
 from captory_engine.sessions.options import TritonOptions
 
-FIRST_PAUSE_S, LONGEST_PAUSE_S = 0.05, 1.0
+DOWN, SLOW = "TRITON_DOWN", "TRITON_SLOW"  # reasons of `Unreachable`
 NOBODY = {"UNAVAILABLE", "NOT_FOUND"}  # Triton is down, or the model is: a model that is unloaded is not found
+LATE = "DEADLINE_EXCEEDED"
 CHANNEL_OPTIONS = [
     ("grpc.max_send_message_length", MAX_GRPC_MESSAGE_SIZE),
     ("grpc.max_receive_message_length", MAX_GRPC_MESSAGE_SIZE),
@@ -34,7 +33,7 @@ CHANNEL_OPTIONS = [
 _NO_MEMORY = ("out of memory", "failed to allocate", "bad_alloc")
 
 T = TypeVar("T")
-Ask = Callable[[InferenceServerClient], Awaitable[T]]
+Ask = Callable[[InferenceServerClient], Coroutine[Any, Any, T]]
 log = logging.getLogger(__name__)
 
 
@@ -44,33 +43,43 @@ class Link:
     def __init__(self, options: TritonOptions, name: str) -> None:
         self._options = options
         self._name = name
+        self._lock = Lock()
+        self._closed = False
         self._loop = asyncio.new_event_loop()
         self._thread = Thread(target=self._loop.run_forever, name="captory-triton", daemon=True)
         self._thread.start()
-        self._client: InferenceServerClient = self._run(_connect(options.address))
+        self._client: InferenceServerClient = self._begin(_connect(options.address)).result()
 
     def ask(self, question: Ask[T]) -> T:
         """What `question` gives.
 
-        Raises `Unreachable` when nobody answers for `patience_s`, or not within `timeout_s`; `OutOfMemory`;
-        `Unavailable` for whatever else Triton says.
+        Raises `Unreachable` when nobody answers (`DOWN`) or nobody within `timeout_s` (`SLOW`); `OutOfMemory`;
+        `Unavailable` for whatever else Triton says, and when this is closed meanwhile.
         """
-        if not self._thread.is_alive():
-            raise self._closed()
+        with self._lock:  # what is asked of a loop that has stopped would wait for ever
+            if self._closed:
+                raise self._gone()
+            answer = self._begin(question(self._client))
         try:
-            return self._run(self._patiently(question))
+            return answer.result()
         except CancelledError:
-            raise self._closed() from None
+            raise self._gone() from None
         except InferenceServerException as error:
             raise self._in_our_words(error) from error
 
     def close(self) -> None:
         """End channel and thread; whoever still waits, or asks from here on, gets an error."""
-        if self._thread.is_alive():
-            self._run(self._end())
-            self._loop.call_soon_threadsafe(self._loop.stop)
-            self._thread.join()
-            self._loop.close()
+        with self._lock:
+            if self._closed:
+                return
+            self._closed = True
+        self._begin(self._end()).result()
+        self._loop.call_soon_threadsafe(self._loop.stop)
+        self._thread.join()
+        self._loop.close()
+
+    def _begin(self, answer: Coroutine[Any, Any, T]) -> Future[T]:
+        return asyncio.run_coroutine_threadsafe(answer, self._loop)
 
     async def _end(self) -> None:
         waiting = asyncio.all_tasks() - {asyncio.current_task()}
@@ -79,40 +88,16 @@ class Link:
         await asyncio.gather(*waiting, return_exceptions=True)
         await self._client.close()
 
-    def _closed(self) -> Unavailable:
+    def _gone(self) -> Unavailable:
         return Unavailable("SESSION_CLOSED", f"{self._name} is closed.")
 
-    def _run(self, answer: Awaitable[T]) -> T:
-        async def awaited() -> T:
-            return await answer
-
-        return asyncio.run_coroutine_threadsafe(awaited(), self._loop).result()
-
-    async def _patiently(self, question: Ask[T]) -> T:
-        attempts = AsyncRetrying(
-            retry=retry_if_exception(nobody_answers),
-            wait=wait_random_exponential(FIRST_PAUSE_S, LONGEST_PAUSE_S),
-            stop=stop_after_delay(self._options.patience_s),
-            before_sleep=self._tell,
-            reraise=True,
-        )
-
-        async def asked() -> T:  # tenacity awaits coroutine functions alone
-            return await question(self._client)
-
-        return await attempts(asked)
-
-    def _tell(self, attempt: RetryCallState) -> None:
-        if attempt.attempt_number == 1:
-            log.warning("%s: Triton at %s does not answer; asking again", self._name, self._options.address)
-
     def _in_our_words(self, error: InferenceServerException) -> CaptoryError:
-        status, words = _status(error), str(error.message())
+        status, words = status_of(error), str(error.message())
         address, name = self._options.address, self._name
-        if nobody_answers(error):
-            return Unreachable("TRITON_DOWN", f"{name}: no Triton at {address} answers for it.")
-        if status == "DEADLINE_EXCEEDED":
-            return Unreachable("TRITON_SLOW", f"{name}: Triton took more than {self._options.timeout_s:g} s.")
+        if status in NOBODY:
+            return Unreachable(DOWN, f"{name}: no Triton at {address} answers for it.")
+        if status == LATE:
+            return Unreachable(SLOW, f"{name}: Triton took more than {self._options.timeout_s:g} s.")
         log.warning("%s: Triton at %s says %s: %s", name, address, status, words)
         if any(sign in words.lower() for sign in _NO_MEMORY):
             return OutOfMemory("OUT_OF_MEMORY", f"{name}: the batch does not fit Triton's memory.")
@@ -123,10 +108,6 @@ async def _connect(address: str) -> InferenceServerClient:
     return InferenceServerClient(address, channel_args=CHANNEL_OPTIONS)
 
 
-def nobody_answers(error: BaseException) -> bool:
-    """Whether Triton, or the model there, is away, maybe only for now."""
-    return isinstance(error, InferenceServerException) and _status(error) in NOBODY
-
-
-def _status(error: InferenceServerException) -> str:
+def status_of(error: InferenceServerException) -> str:
+    """The gRPC status of what a call came to, by its name."""
     return str(error.status() or "").removeprefix("StatusCode.")

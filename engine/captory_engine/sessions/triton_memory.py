@@ -1,40 +1,49 @@
 """Memory that this process and a Triton on the same host both map: tensors that lie in it are not sent.
 
-For one event loop. A Triton that was restarted knows no regions any more; new ones take their place.
+A Triton that was restarted knows no regions any more; new ones take their place. What a killed process has left, in
+memory and in Triton, the next one takes away. Regions are for one event loop.
 """
 
 from __future__ import annotations
 
 import asyncio
-import shutil
+import fcntl
+import os
 from collections import defaultdict
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Iterable, Mapping
 from contextlib import asynccontextmanager
-from typing import Any
+from pathlib import Path
+from typing import IO, Any
 from uuid import uuid4
 
 import numpy as np
 from tritonclient.grpc.aio import InferenceServerClient
-from tritonclient.utils import shared_memory
+from tritonclient.utils import InferenceServerException, shared_memory
 
 from captory_engine.sessions.base import Array
+from captory_engine.sessions.triton_link import LATE, status_of
 
 ALIGNED_BYTES = 64
 LEAST_BYTES = 1 << 12
 FAREWELL_S = 2.0
-MOUNT = "/dev/shm"  # noqa: S108 - of the system's shared memory
+MOUNT = Path("/dev/shm")  # noqa: S108 - of the system's shared memory
+PREFIX = "captory-tensors-"
 
 
 class Region:
-    """A piece of shared memory with room for several tensors. Raises `SharedMemoryException` when there is none."""
+    """A piece of shared memory with room for several tensors. Raises `SharedMemoryException` when there is none.
+
+    Its file is locked as long as this process lives, which tells it from what a killed one has left.
+    """
 
     def __init__(self, num_bytes: int) -> None:
-        if (
-            shutil.disk_usage(MOUNT).free < num_bytes
-        ):  # it would be made all the same, and the first write would kill us
-            raise shared_memory.SharedMemoryException(f"no room in {MOUNT}")
-        self.name = f"captory-{uuid4().hex}"
+        self.name = f"{PREFIX}{uuid4().hex}"
         self._handle = shared_memory.create_shared_memory_region(self.name, self.name, num_bytes, create_only=True)
+        try:
+            self._file = _claimed(MOUNT / self.name, num_bytes)
+        except OSError as error:
+            shared_memory.destroy_shared_memory_region(self._handle)
+            raise shared_memory.SharedMemoryException(f"no room in {MOUNT}") from error
 
     def write(self, array: Array, offset: int) -> None:
         """Lay an array down."""
@@ -48,6 +57,7 @@ class Region:
     def destroy(self) -> None:
         """Give the memory back, as soon as Triton does so too."""
         shared_memory.destroy_shared_memory_region(self._handle)
+        self._file.close()
 
 
 class Regions:
@@ -62,7 +72,8 @@ class Regions:
     async def lent(self, num_bytes: int) -> AsyncIterator[Region]:
         """A region of at least so many bytes, which Triton knows, for one call.
 
-        Should that fail, nobody uses it again: Triton may still read it, and write to it.
+        Should that fail, nobody uses it again: Triton may still read it, and write to it. Raises
+        `SharedMemoryException` where there is no room, or Triton cannot map it.
         """
         size = max(LEAST_BYTES, 1 << (num_bytes - 1).bit_length())
         region = self._free[size].pop() if self._free[size] else await self._made(size)
@@ -79,24 +90,35 @@ class Regions:
         self._free.clear()
         await self._drop(*regions)
 
+    async def sweep(self) -> None:
+        """Take away what processes that were killed have left."""
+        status: Any = await self._client.get_system_shared_memory_status(client_timeout=self._timeout_s)
+        await self._forget(_left(status.regions))
+
     async def _made(self, size: int) -> Region:
         region = Region(size)
         try:
             await self._client.register_system_shared_memory(
                 region.name, region.name, size, client_timeout=self._timeout_s
             )
+        except InferenceServerException as error:
+            await self._drop(region)
+            if status_of(error) in ("UNAVAILABLE", LATE):
+                raise
+            raise shared_memory.SharedMemoryException("Triton cannot map it") from error
         except BaseException:
             await self._drop(region)
             raise
         return region
 
     async def _drop(self, *regions: Region) -> None:
-        """Destroy them, and tell Triton if it still answers."""
         for region in regions:
             region.destroy()
-        farewells = [
-            self._client.unregister_system_shared_memory(region.name, client_timeout=FAREWELL_S) for region in regions
-        ]
+        await self._forget([region.name for region in regions])
+
+    async def _forget(self, names: Iterable[str]) -> None:
+        """Have Triton forget them, if it still answers."""
+        farewells = [self._client.unregister_system_shared_memory(name, client_timeout=FAREWELL_S) for name in names]
         await asyncio.gather(*farewells, return_exceptions=True)
 
 
@@ -107,3 +129,35 @@ def offsets(num_bytes: Mapping[str, int]) -> tuple[dict[str, int], int]:
         places[name] = end
         end += -(-size // ALIGNED_BYTES) * ALIGNED_BYTES
     return places, end
+
+
+def _claimed(path: Path, num_bytes: int) -> IO[bytes]:
+    """A region's file, locked, and its memory taken now: a first write that finds none left would kill us."""
+    file = path.open("r+b")
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        os.posix_fallocate(file.fileno(), 0, num_bytes)
+    except OSError:
+        file.close()
+        raise
+    return file
+
+
+def _left(registered: Iterable[str]) -> list[str]:
+    """The regions, of those that Triton knows and those that lie there, whose makers are gone; their files go now."""
+    names = {*registered, *(path.name for path in MOUNT.glob(f"{PREFIX}*"))}
+    left = [name for name in names if name.startswith(PREFIX) and _is_left(MOUNT / name)]
+    for name in left:
+        (MOUNT / name).unlink(missing_ok=True)
+    return left
+
+
+def _is_left(path: Path) -> bool:
+    try:
+        with path.open("rb") as file:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except FileNotFoundError:
+        return True
+    except OSError:  # its maker holds it, or it is another user's
+        return False
+    return True

@@ -11,9 +11,8 @@ import torch
 from torch import Tensor, nn
 
 from captory_export.cached_attention import attend, split_heads, visible_positions
-from captory_export.captioners.captioner import Captioner, pixels_of, words_of
+from captory_export.captioners.captioner import Captioner, cache_of, encode, num_states, pixels_of, words_of
 from captory_export.checkpoints import Checkpoint
-from captory_export.decoding import CacheShape
 from captory_export.pretrained import read_config, refuse, special_ids
 
 LEAD_IN = "a detailed photo of"  # behind bos, and the caption goes on from there
@@ -84,24 +83,14 @@ class BlipDecoderGraph(nn.Module):
         return self.head(states), torch.stack(new_keys, dim=1), torch.stack(new_values, dim=1)
 
 
-def encode(vision: Any, pixel_values: Tensor) -> Tensor:
-    """The states [B, patches + 1, D] of an image encoder of BLIP or BLIP-2."""
-    states = vision.embeddings(pixel_values)
-    for layer in vision.encoder.layers:
-        states = layer(states, attention_mask=None)
-    normed: Tensor = vision.post_layernorm(states)
-    return normed
-
-
 def open_blip(checkpoint: Checkpoint) -> Captioner:
     """A `BlipForConditionalGeneration`. Raises `BadModel`."""
     from transformers import BlipForConditionalGeneration
-    from transformers.image_utils import OPENAI_CLIP_MEAN, OPENAI_CLIP_STD
+    from transformers.utils.constants import OPENAI_CLIP_MEAN, OPENAI_CLIP_STD
 
     config = read_config(checkpoint)
     text, vision = config.text_config, config.vision_config
-    relative = getattr(text, "position_embedding_type", "absolute") != "absolute"
-    refuse(checkpoint, {"relative positions": relative})
+    refuse(checkpoint, {"relative positions": getattr(text, "position_embedding_type", "absolute") != "absolute"})
     return Captioner(
         checkpoint=checkpoint,
         architecture="blip",
@@ -109,7 +98,7 @@ def open_blip(checkpoint: Checkpoint) -> Captioner:
         vision_graph=BlipVisionGraph,
         decoder_graph=BlipDecoderGraph,
         generating=_generating,
-        pixels=pixels_of(checkpoint, vision.image_size, OPENAI_CLIP_MEAN, OPENAI_CLIP_STD),
+        pixels=pixels_of(checkpoint, vision.image_size, OPENAI_CLIP_MEAN, OPENAI_CLIP_STD, "bicubic"),
         words=words_of(
             checkpoint,
             bos_id=special_ids(checkpoint, "bos_token_id", text)[0],
@@ -118,10 +107,8 @@ def open_blip(checkpoint: Checkpoint) -> Captioner:
             max_positions=text.max_position_embeddings,
             lead_in=LEAD_IN,
         ),
-        cache=CacheShape(
-            text.num_hidden_layers, text.num_attention_heads, text.hidden_size // text.num_attention_heads
-        ),
-        num_crossed=(vision.image_size // vision.patch_size) ** 2 + 1,
+        cache=cache_of(text),
+        num_crossed=num_states(vision),
         vocab_size=text.vocab_size,
     )
 

@@ -14,10 +14,8 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from captory_export.cached_attention import attend, split_heads, visible_positions
-from captory_export.captioners.blip import encode
-from captory_export.captioners.captioner import Captioner, pixels_of, words_of
+from captory_export.captioners.captioner import Captioner, cache_of, encode, pixels_of, words_of
 from captory_export.checkpoints import Checkpoint
-from captory_export.decoding import CacheShape
 from captory_export.pretrained import read_config, refuse, special_ids
 
 LEAD_IN = "a photo of"
@@ -115,7 +113,7 @@ class Blip2DecoderGraph(nn.Module):
 def open_blip2(checkpoint: Checkpoint) -> Captioner:
     """A `Blip2ForConditionalGeneration` over OPT. Raises `BadModel`."""
     from transformers import Blip2ForConditionalGeneration
-    from transformers.image_utils import OPENAI_CLIP_MEAN, OPENAI_CLIP_STD
+    from transformers.utils.constants import OPENAI_CLIP_MEAN, OPENAI_CLIP_STD
 
     config = read_config(checkpoint)
     text, vision = config.text_config, config.vision_config
@@ -129,7 +127,7 @@ def open_blip2(checkpoint: Checkpoint) -> Captioner:
         vision_graph=Blip2VisionGraph,
         decoder_graph=Blip2DecoderGraph,
         generating=_generating,
-        pixels=pixels_of(checkpoint, vision.image_size, OPENAI_CLIP_MEAN, OPENAI_CLIP_STD),
+        pixels=pixels_of(checkpoint, vision.image_size, OPENAI_CLIP_MEAN, OPENAI_CLIP_STD, "bicubic"),
         words=words_of(
             checkpoint,
             bos_id=special_ids(checkpoint, "bos_token_id", text)[0],
@@ -138,9 +136,7 @@ def open_blip2(checkpoint: Checkpoint) -> Captioner:
             max_positions=text.max_position_embeddings - config.num_query_tokens,
             lead_in=LEAD_IN,
         ),
-        cache=CacheShape(
-            text.num_hidden_layers, text.num_attention_heads, text.hidden_size // text.num_attention_heads
-        ),
+        cache=cache_of(text),
         num_crossed=config.num_query_tokens,
         vocab_size=text.vocab_size,
     )

@@ -11,9 +11,8 @@ import torch
 from torch import Tensor, nn
 
 from captory_export.cached_attention import attend, split_heads, visible_positions
-from captory_export.captioners.captioner import Captioner, pixels_of, words_of
+from captory_export.captioners.captioner import Captioner, cache_of, num_states, pixels_of, words_of
 from captory_export.checkpoints import Checkpoint
-from captory_export.decoding import CacheShape
 from captory_export.pretrained import generation_settings, read_config, refuse, special_ids
 
 
@@ -85,7 +84,7 @@ class Gpt2DecoderGraph(nn.Module):
 def open_vit_gpt2(checkpoint: Checkpoint) -> Captioner:
     """A `VisionEncoderDecoderModel` of ViT and GPT-2; it was not trained to go on from words. Raises `BadModel`."""
     from transformers import VisionEncoderDecoderModel
-    from transformers.image_utils import IMAGENET_STANDARD_MEAN, IMAGENET_STANDARD_STD
+    from transformers.utils.constants import IMAGENET_STANDARD_MEAN, IMAGENET_STANDARD_STD
 
     config = read_config(checkpoint)
     vision, text = config.encoder, config.decoder
@@ -102,14 +101,12 @@ def open_vit_gpt2(checkpoint: Checkpoint) -> Captioner:
         vision_graph=VitGraph,
         decoder_graph=Gpt2DecoderGraph,
         generating=_generating,
-        pixels=pixels_of(checkpoint, vision.image_size, IMAGENET_STANDARD_MEAN, IMAGENET_STANDARD_STD),
+        pixels=pixels_of(checkpoint, vision.image_size, IMAGENET_STANDARD_MEAN, IMAGENET_STANDARD_STD, "bilinear"),
         words=words_of(
             checkpoint, bos_id=start_id, eos_id=eos_id, pad_id=eos_id, max_positions=text.max_position_embeddings
         ),
-        cache=CacheShape(
-            text.num_hidden_layers, text.num_attention_heads, text.hidden_size // text.num_attention_heads
-        ),
-        num_crossed=(vision.image_size // vision.patch_size) ** 2 + 1,
+        cache=cache_of(text),
+        num_crossed=num_states(vision),
         vocab_size=text.vocab_size,
     )
 

@@ -8,7 +8,6 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from captory_engine.errors import BadModel
 from captory_export.checkpoints import Checkpoint
 from captory_export.exportable import Axis, Graph
 from captory_export.painters.latent_diffusion import (
@@ -17,9 +16,11 @@ from captory_export.painters.latent_diffusion import (
     Size,
     Text,
     diffusion_schedule,
-    load,
+    num_tokens,
     open_painter,
+    refuse_guided,
 )
+from captory_export.pretrained import load, refuse
 
 
 class TextEncoderGraph(nn.Module):
@@ -65,22 +66,13 @@ def unet_graph(unet: Any, num_tokens: int, latents: Tensor, axes: Mapping[int, A
 def open_stable_diffusion(checkpoint: Checkpoint, sizes: Sequence[Size] = ()) -> LatentPainter:
     """A folder of `StableDiffusionPipeline`, its safety checker left out. Raises `BadModel`."""
     refuse_guided(checkpoint)
+    masked = bool(checkpoint.settings("text_encoder/config.json").get("use_attention_mask"))
+    refuse(checkpoint, {"a text encoder that takes an attention mask": masked})
     return open_painter(checkpoint, KIND, sizes)
-
-
-def refuse_guided(checkpoint: Checkpoint) -> None:
-    """Raise `BadModel` for a UNet that is told its guidance, as distilled ones are: nobody would tell it."""
-    if checkpoint.settings("unet/config.json").get("time_cond_proj_dim") is not None:
-        raise BadModel("UNET_UNSUPPORTED", f"The UNet of {checkpoint.name} takes its guidance as an input.")
 
 
 def _texts(checkpoint: Checkpoint) -> list[Text]:
     return [Text("input_ids", "tokenizer", num_tokens(checkpoint, "text_encoder"))]
-
-
-def num_tokens(checkpoint: Checkpoint, text_encoder: str) -> int:
-    """How many ids that text encoder takes."""
-    return int(checkpoint.settings(f"{text_encoder}/config.json")["max_position_embeddings"])
 
 
 def _load_text(checkpoint: Checkpoint) -> Graph:
@@ -99,6 +91,7 @@ def _load_unet(checkpoint: Checkpoint, latents: Tensor, axes: Mapping[int, Axis]
 KIND = Kind(
     architecture="stable-diffusion",
     denoiser="unet",
+    denoiser_class="UNet2DConditionModel",
     texts=_texts,
     text_graph=_load_text,
     denoiser_graph=_load_unet,

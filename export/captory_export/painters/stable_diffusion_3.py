@@ -15,8 +15,16 @@ from torch.nn import functional
 from captory_engine.errors import BadModel
 from captory_export.checkpoints import Checkpoint
 from captory_export.exportable import Axis, Graph
-from captory_export.painters.latent_diffusion import Kind, LatentPainter, Size, Text, load, open_painter
-from captory_export.painters.stable_diffusion import num_tokens
+from captory_export.painters.latent_diffusion import (
+    Kind,
+    LatentPainter,
+    Size,
+    Text,
+    denoiser_config,
+    num_tokens,
+    open_painter,
+)
+from captory_export.pretrained import load
 
 NUM_T5_TOKENS = 256
 UNKNOWN_TO_FLOW = (
@@ -114,7 +122,7 @@ def _load_texts(checkpoint: Checkpoint) -> Graph:
     first = load(CLIPTextModelWithProjection, checkpoint, "text_encoder")
     second = load(CLIPTextModelWithProjection, checkpoint, "text_encoder_2")
     t5 = load(T5EncoderModel, checkpoint, "text_encoder_3") if _has_t5(checkpoint) else None
-    width = checkpoint.settings("transformer/config.json")["joint_attention_dim"]
+    width = denoiser_config(checkpoint, KIND)["joint_attention_dim"]
     return three_text_encoders_graph(first, second, t5, width)
 
 
@@ -131,13 +139,14 @@ def _flow(scheduler: Mapping[str, Any]) -> dict[str, Any]:
     odd = [name for name in UNKNOWN_TO_FLOW if scheduler.get(name)]
     if odd:
         raise BadModel("SCHEDULE_UNSUPPORTED", f"A scheduler with {' and '.join(odd)} is not supported.")
-    kept = {"num_train_timesteps": scheduler["num_train_timesteps"], "shift": scheduler.get("shift", 1.0)}
+    kept = {key: scheduler[key] for key in ("num_train_timesteps", "shift") if key in scheduler}
     return {**kept, "prediction_type": "flow"}
 
 
 KIND = Kind(
     architecture="stable-diffusion-3",
     denoiser="transformer",
+    denoiser_class="SD3Transformer2DModel",
     texts=_texts,
     text_graph=_load_texts,
     denoiser_graph=_load_transformer,

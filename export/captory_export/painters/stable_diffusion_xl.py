@@ -15,11 +15,13 @@ from captory_export.painters.latent_diffusion import (
     LatentPainter,
     Size,
     Text,
+    clip_config,
     diffusion_schedule,
-    load,
+    num_tokens,
     open_painter,
+    refuse_guided,
 )
-from captory_export.painters.stable_diffusion import num_tokens, refuse_guided
+from captory_export.pretrained import load
 
 NUM_SIZES = 6
 
@@ -105,13 +107,14 @@ def _load_unet(checkpoint: Checkpoint, latents: Tensor, axes: Mapping[int, Axis]
     from diffusers import UNet2DConditionModel
 
     unet = load(UNet2DConditionModel, checkpoint, "unet")
-    pooled_width = checkpoint.settings("text_encoder_2/config.json")["projection_dim"]
+    pooled_width = clip_config(checkpoint, "text_encoder_2")["projection_dim"]
     return sized_unet_graph(unet, (num_tokens(checkpoint, "text_encoder"), pooled_width), latents, axes)
 
 
 KIND = Kind(
     architecture="stable-diffusion-xl",
     denoiser="unet",
+    denoiser_class="UNet2DConditionModel",
     texts=_texts,
     text_graph=_load_texts,
     denoiser_graph=_load_unet,

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import shutil
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from typing import Any
+
+from numpy.typing import NDArray
 
 from captory_engine.errors import BadModel
 from captory_engine.family import Family, find_family
@@ -25,7 +28,16 @@ from captory_engine.sessions.tensorrt_plans import (
     save_plan,
 )
 from captory_export.conversions import to_bf16, to_fp16
-from captory_export.tensorrt.profiles import Profile, Span, check_profiles, measured_curves, profiles_of, rows_of
+from captory_export.precision import Precision
+from captory_export.tensorrt.profiles import (
+    Profile,
+    Span,
+    check_profiles,
+    example,
+    measured_curves,
+    profiles_of,
+    rows_of,
+)
 
 CONVERSIONS: dict[str, Callable[[Path], None]] = {"fp16": to_fp16, "bf16": to_bf16}
 HALVES = (10, 16)  # TensorProto.FLOAT16 and BFLOAT16
@@ -75,35 +87,43 @@ def build_model(
         say(f"{model.name}: its engine is there")
         return known
     say(f"{model.name}: building an engine for {machine.gpu}, {options.precision}")
-    record = _build(model, profiles, shapes, root, key)
+    started_s = time.monotonic()
+    with typed(model, options.precision, example(profiles[-1], model, 1), say) as graph:
+        plan = _plan(graph, profiles, machine_folder(root, key) / TIMING_CACHE, options.device)
+    record = save_plan(root, key, plan, shapes, build_s=time.monotonic() - started_s)
     say(f"{model.name}: {record.num_bytes / 1e6:.1f} MB in {record.build_s:.0f} s")
     return record
 
 
-def _build(
-    model: ModelFolder, profiles: Sequence[Profile], shapes: list[dict[str, Shapes]], root: Path, key: Key
-) -> Record:
+def _plan(graph: Path, profiles: Sequence[Profile], timing_cache: Path, device: str) -> bytes:
     from captory_export.tensorrt.network import build_plan
 
-    started_s = time.monotonic()
-    with typed(model, key.precision) as graph:
-        plan = build_plan(graph, profiles, machine_folder(root, key) / TIMING_CACHE)
-    return save_plan(root, key, plan, shapes, build_s=time.monotonic() - started_s)
+    return build_plan(graph, profiles, timing_cache, device)
 
 
 @contextmanager
-def typed(model: ModelFolder, precision: str) -> Iterator[Path]:
+def typed(model: ModelFolder, precision: str, inputs: Mapping[str, NDArray[Any]], say: Say) -> Iterator[Path]:
     """The model's graph in the types of `precision`: itself, or a copy that lasts as long as the block.
 
-    A graph with half or quantised types in it stays as it was exported.
+    A graph with half or quantised types in it stays as it was exported, and one whose values for these inputs come near
+    what fp16 can hold stays fp32.
     """
     if precision not in CONVERSIONS or _is_typed(model.model_path):
         yield model.model_path
         return
     with TemporaryDirectory(prefix="captory-tensorrt-") as folder:
-        copied = shutil.copytree(model.model_path.parent, Path(folder) / "graph")
-        CONVERSIONS[precision](copied / model.model_path.name)
-        yield copied / model.model_path.name
+        graph = shutil.copytree(model.model_path.parent, Path(folder) / "graph") / model.model_path.name
+        if precision == "fp16" and _overflows(graph, inputs):
+            say(f"{model.name}: its values do not fit fp16, so it stays fp32; bf16 would hold them")
+        else:
+            CONVERSIONS[precision](graph)
+        yield graph
+
+
+def _overflows(graph: Path, inputs: Mapping[str, NDArray[Any]]) -> bool:
+    from captory_export.activations import precision_of
+
+    return precision_of(graph, inputs, graph.stem, Precision.FP16) is not Precision.FP16
 
 
 def _is_typed(path: Path) -> bool:

@@ -26,9 +26,8 @@ from captory_engine.sessions.options import SessionOptions, TensorRtOptions
 from captory_engine.sessions.registry import open_session
 from captory_engine.sessions.tensorrt_plans import Machine
 from captory_export.tensorrt.build import build_model, checked_profiles, this_machine
-from captory_export.tensorrt.profiles import UNMEASURED, Profile, Span, check_profiles
+from captory_export.tensorrt.profiles import UNMEASURED, Profile, Span, check_profiles, example
 
-Arrays = dict[str, NDArray[Any]]
 RESULTS = Path("benchmarks") / "results"
 ROWS = (1, 2, 3, 8)  # of the batches that are compared
 TWIN = "sd15_twin_unet"
@@ -64,9 +63,7 @@ def _embedded(options: TensorRtOptions, machine: Machine) -> dict[str, Any]:
     root, family = find_family(default_repository())
     positions = dict(stages(family).values())
     return {
-        name: examine(
-            open_model(root, name), checked_profiles(root, family, name), options, machine, positions=positions[name]
-        )
+        name: _examined(open_model(root, name), checked_profiles(root, family, name), options, machine, positions[name])
         for name in family.models
     }
 
@@ -78,11 +75,22 @@ def _twin(folder: Path, options: TensorRtOptions, machine: Machine) -> dict[str,
     model = open_model(folder, TWIN)
     profile = {spec.name: (UNMEASURED, *(Span(size, size, size) for size in spec.shape)) for spec in model.inputs}
     check_profiles([profile], model.model_path)
-    return {TWIN: examine(model, [profile], options, machine)}
+    return {TWIN: _examined(model, [profile], options, machine)}
+
+
+def _examined(
+    model: ModelFolder, profiles: list[Profile], options: TensorRtOptions, machine: Machine, positions: int = 0
+) -> dict[str, Any]:
+    """`examine`, or why that could not be: what is wrong with one model keeps no figure of another back."""
+    try:
+        return examine(model, profiles, options, machine, positions)
+    except CaptoryError as error:
+        typer.echo(f"{model.name}: {error}", err=True)
+        return {"error": str(error), "passed": False}
 
 
 def examine(
-    model: ModelFolder, profiles: list[Profile], options: TensorRtOptions, machine: Machine, *, positions: int = 0
+    model: ModelFolder, profiles: list[Profile], options: TensorRtOptions, machine: Machine, positions: int
 ) -> dict[str, Any]:
     """Figures of one model's engine: what it took to build, how far it is from the graph, how fast it runs."""
     built = build_model(model, profiles, machine, options, lambda words: typer.echo(words, err=True), anew=True)
@@ -113,20 +121,6 @@ def _compare(model: ModelFolder, engine: Session, profiles: list[Profile]) -> di
             differences[f"profile {number}, {rows} rows"] = difference(reference.run(inputs), engine.run(inputs))
     reference.close()
     return differences
-
-
-def example(profile: Profile, model: ModelFolder, rows: int) -> Arrays:
-    """Made-up inputs of a profile's best shapes, always the same; integers fit any vocabulary and any cache."""
-    rng = np.random.default_rng(rows)
-    made: Arrays = {}
-    for spec in model.inputs:
-        shape = (rows, *(span.opt for span in profile[spec.name][1:]))
-        if np.issubdtype(spec.dtype, np.integer):
-            made[spec.name] = rng.integers(1, 16, shape).astype(spec.dtype)
-        else:
-            values = rng.random(shape) * 999 if len(shape) == 1 else rng.standard_normal(shape)
-            made[spec.name] = values.astype(spec.dtype)
-    return made
 
 
 def difference(wanted: Mapping[str, NDArray[Any]], found: Mapping[str, NDArray[Any]]) -> float:

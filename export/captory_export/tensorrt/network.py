@@ -10,31 +10,38 @@ from pathlib import Path
 from typing import Any
 
 import tensorrt as trt
+import torch
 
 from captory_engine.errors import BadModel
+from captory_engine.sessions.tensorrt import LISTENER
 from captory_engine.sessions.tensorrt_plans import replacing
 from captory_export.tensorrt.profiles import Profile
 
 MAX_CACHE_BYTES = 1 << 30
 
 
-def build_plan(graph: Path, profiles: Sequence[Profile], timing_cache: Path) -> bytes:
-    """Build an engine of an ONNX file, whose external data lies beside it.
+def build_plan(graph: Path, profiles: Sequence[Profile], timing_cache: Path, device: str) -> bytes:
+    """Build an engine of an ONNX file, whose external data lies beside it, for the GPU of torch's name `device`.
 
     Kernels that the timing cache knows are not timed again; it is renewed. Raises `BadModel` where TensorRT takes not
-    the graph, or finds no kernels for it; what it says of that stands on stderr.
+    the graph, or finds no kernels for it, with what TensorRT says.
     """
-    logger = trt.Logger(trt.Logger.WARNING)
-    builder = trt.Builder(logger)
+    with torch.cuda.device(device):  # TensorRT builds for the one that is current
+        return _build(graph, profiles, timing_cache)
+
+
+def _build(graph: Path, profiles: Sequence[Profile], timing_cache: Path) -> bytes:
+    builder = trt.Builder(LISTENER)
     network = builder.create_network(1 << int(trt.NetworkDefinitionCreationFlag.STRONGLY_TYPED))
-    _parse(trt.OnnxParser(network, logger), graph)
+    _parse(trt.OnnxParser(network, LISTENER), graph)
     config = builder.create_builder_config()
     for profile in profiles:
         _add(builder, config, profile)
     _use_cache(config, timing_cache)
     plan = builder.build_serialized_network(network, config)
+    words = LISTENER.told()  # of kernels that found no memory, too, which is no failure
     if plan is None:
-        raise BadModel("ENGINE_BUILD", f"TensorRT {trt.__version__} builds no engine of {str(graph)!r}.")
+        raise BadModel("ENGINE_BUILD", f"TensorRT {trt.__version__} builds no engine of {str(graph)!r}: {words}.")
     _keep_cache(config, timing_cache)
     return bytes(plan)
 

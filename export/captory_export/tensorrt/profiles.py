@@ -4,7 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
 
 from captory_engine.engines.token_decoder import LEAST_PAST
 from captory_engine.errors import BadModel
@@ -25,6 +28,7 @@ class Span(NamedTuple):
 Profile = dict[str, tuple[Span, ...]]  # by input, a span for each axis, the batch's first
 UNMEASURED = Span(1, 8, 16)  # rows, where nothing was measured
 MEASURED_ON = ("tensorrt", "torch")  # backends of the same GPU, the nearest first
+OF_ONNX_RUNTIME = "com.microsoft"  # the domain of nodes that it alone knows
 
 
 def profiles_of(model: ModelFolder, family: Family, rows: Span) -> list[Profile]:
@@ -58,19 +62,37 @@ def measured_curves(family: Family) -> dict[str, Curve]:
 
 
 def check_profiles(profiles: Sequence[Profile], path: Path) -> None:
-    """Raise `BadModel` unless the ONNX graph takes every shape of the profiles.
+    """Raise `BadModel` unless the ONNX graph takes every shape of the profiles, and has nodes that TensorRT may know.
 
     Axes of one name have one size, and fixed axes their own.
     """
     import onnx
 
     graph = onnx.load(path, load_external_data=False).graph
+    unknown = sorted({node.op_type for node in graph.node if node.domain == OF_ONNX_RUNTIME})
+    if unknown:
+        words = f"{', '.join(unknown)} in the graph {str(path)!r}, as --precision int8 makes it: export without"
+        raise BadModel("ONNX_UNSUPPORTED", f"TensorRT does not know {words}.")
     weights = {tensor.name for tensor in graph.initializer}
     inputs = {value.name: value.type.tensor_type.shape.dim for value in graph.input if value.name not in weights}
     for profile in profiles:
         wrong = _mismatch(profile, inputs)
         if wrong:
             raise BadModel("PROFILE", f"The graph {str(path)!r} does not take the profile's shapes: {wrong}.")
+
+
+def example(profile: Profile, model: ModelFolder, rows: int) -> dict[str, NDArray[Any]]:
+    """Made-up inputs of a profile's best shapes, always the same; integers fit any vocabulary and any cache."""
+    rng = np.random.default_rng(rows)
+    made: dict[str, NDArray[Any]] = {}
+    for spec in model.inputs:
+        shape = (rows, *(span.opt for span in profile[spec.name][1:]))
+        if np.issubdtype(spec.dtype, np.integer):
+            made[spec.name] = rng.integers(1, 16, shape).astype(spec.dtype)
+        else:
+            values = rng.random(shape) * 999 if len(shape) == 1 else rng.standard_normal(shape)
+            made[spec.name] = values.astype(spec.dtype)
+    return made
 
 
 def _mismatch(profile: Profile, inputs: Mapping[str, Sequence[object]]) -> str:

@@ -6,6 +6,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -14,18 +15,21 @@ from jinja2 import TemplateError
 from torch import Tensor, nn
 
 from captory_engine.errors import BadModel
+from captory_engine.family import Writer
 from captory_export.cached_attention import attend, split_heads, visible_positions
 from captory_export.checkpoints import Checkpoint
 from captory_export.decoder_graph import step_graph
-from captory_export.decoding import CacheShape, Decoded, compare, decode_greedily, joined, open_graph
+from captory_export.decoding import CacheShape, Decoded, compare_texts, decode_greedily, joined, open_graph
 from captory_export.exportable import Part
 from captory_export.pretrained import decode_reference, generation_settings, load, read_config, refuse, special_ids
+from captory_export.sections import checked
 from captory_export.token_files import encoder, fast_tokenizer, tokenizer_json
 
 MAX_POSITIONS = 1024  # what the engine keeps room for, in every slot
 MAX_NEW_TOKENS = 96
 TEMPERATURE, TOP_K = 0.7, 40
 FIXED_ROPES = ("default", "linear", "dynamic", "yarn", "llama3")  # the same at every length that a slot has room for
+DATE = datetime(2024, 7, 26)  # what chats are told where a template asks; templates of Llama 3 have it as their own
 REQUEST = (
     "Rewrite this description of an image in other words: one English sentence of 10 to 50 words that keeps every fact"
     " and adds none. Answer with the sentence alone.\n\n{text}"
@@ -116,9 +120,9 @@ class LanguageModel:
         graph = step_graph(module, self.cache, vocab_size=self.vocab_size, max_positions=self.max_positions)
         yield Part("decoder", graph, {"tokenizer.json": self.tokenizer})
 
-    def section(self, name: str) -> dict[str, Any]:
+    def section(self, name: str) -> Writer:
         """See `Exportable`."""
-        return {
+        fields = {
             "architecture": self.architecture,
             "decoder": f"{name}_decoder",
             "tokenizer": f"{name}_decoder/tokenizer.json",
@@ -133,6 +137,7 @@ class LanguageModel:
             "temperature": self.temperature,
             "top_k": self.top_k,
         }
+        return checked(Writer, self.checkpoint.name, fields)
 
     def check(self, folders: Mapping[str, Path]) -> dict[str, Any]:
         """Greedy texts behind prompts of several lengths, by the checkpoint one by one, by the model as one batch."""
@@ -147,7 +152,7 @@ class LanguageModel:
             max_positions=longest + max_new_tokens,
             eos_id=self.eos_id,
         )
-        return compare(wanted, got)
+        return compare_texts(wanted, got)
 
     @torch.no_grad()
     def _written_by_checkpoint(self, prompts: Sequence[Sequence[int]], max_new_tokens: int) -> Decoded:
@@ -205,7 +210,7 @@ def open_language_model(checkpoint: Checkpoint) -> LanguageModel:
 
 def _end(ids: Sequence[int], preferred: int | None) -> int:
     """Of several ends the one that the tokenizer calls so, which in a chat ends a turn; else the first."""
-    return preferred if preferred in ids else ids[0]
+    return preferred if preferred is not None and preferred in ids else ids[0]
 
 
 def _rewriting(checkpoint: Checkpoint, tokenizer: Any) -> str:
@@ -213,8 +218,9 @@ def _rewriting(checkpoint: Checkpoint, tokenizer: Any) -> str:
     if not tokenizer.chat_template:
         return f"{tokenizer.bos_token or ''}{COMPLETION}"
     turn = [{"role": "user", "content": REQUEST}]
+    dated = {"strftime_now": DATE.strftime}  # stands before the one that would tell today's
     try:
-        template: str = tokenizer.apply_chat_template(turn, tokenize=False, add_generation_prompt=True)
+        template: str = tokenizer.apply_chat_template(turn, tokenize=False, add_generation_prompt=True, **dated)
     except (TemplateError, TypeError, ValueError) as error:
         raise BadModel("CHAT_TEMPLATE", f"The chat template of {checkpoint.name} does not hold: {error}") from error
     if template.count("{text}") != 1:
