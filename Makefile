@@ -1,6 +1,6 @@
 # What a person types, and all that CI runs.
 #   make demo   set up .venv (without torch) and run the main job on the shipped sample
-#   make test   set up .venv-dev and run the test suite
+#   make test   set up .venv-dev and run the tests, but for those that export checkpoints or need Triton
 #   make lint   ruff, mypy --strict, pyright
 #   make ci     lint, test, test-export, test-triton and test-vllm, as .ci/run does
 #   make triton serve the model repository with a real Triton on the CPU, until Ctrl-C

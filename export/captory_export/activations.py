@@ -1,4 +1,4 @@
-"""Which precision a graph's values fit: seen in the graph itself, between any two of its nodes."""
+"""Whether a graph's values fit fp16: seen in the graph itself, between any two of its nodes."""
 
 from __future__ import annotations
 
@@ -11,19 +11,14 @@ import onnxruntime
 from numpy.typing import NDArray
 
 from captory_export.half import LARGEST_FP16, narrowed_values
-from captory_export.precision import Precision
 
 HEADROOM = 2.0  # what a value may still grow with other inputs
 HIDDEN = 1e29  # from here on a score only says that a position is hidden; fp16's largest says it as well
 
 
-def precision_of(path: Path, inputs: Mapping[str, NDArray[Any]], suffix: str, wanted: Precision) -> Precision:
-    """What the fp32 graph at `path` is to be kept in, of which `inputs` occur: see `Precision`."""
-    if wanted is Precision.INT8 and suffix != "decoder":
-        return Precision.FP32
-    if wanted is Precision.FP16 and largest_narrowed(path, inputs) * HEADROOM > LARGEST_FP16:
-        return Precision.FP32
-    return wanted
+def fits_fp16(path: Path, inputs: Mapping[str, NDArray[Any]]) -> bool:
+    """Whether the fp32 graph at `path`, of which `inputs` occur, would not overflow."""
+    return largest_narrowed(path, inputs) * HEADROOM <= LARGEST_FP16
 
 
 def largest_narrowed(path: Path, inputs: Mapping[str, NDArray[Any]]) -> float:

@@ -30,6 +30,8 @@ MAX_CARD_CHARS = 1 << 16  # of a README, in which its front matter ends
 MAX_LICENCE_BYTES = 1 << 20
 SETTINGS = "captory.json"
 INDEX = "model_index.json"  # of a pipeline
+MAX_LICENCES = 16
+_TEXT = re.compile(r"LICENSE[\w-]{0,60}(\.txt|\.md)?")
 _HUB = re.compile(r"(?P<repo>[A-Za-z0-9][\w.-]*/[\w.-]+)(?:@(?P<revision>[\w./-]{1,128}))?")
 _FRONT_MATTER = re.compile(r"\A---\s*\n(.*?)^---\s*$", re.DOTALL | re.MULTILINE)
 _LICENCE = re.compile(r"^(license|license_name): *['\"]?(.*?)['\"]? *$", re.MULTILINE)
@@ -55,21 +57,21 @@ class Checkpoint(NamedTuple):
         return self.settings(SETTINGS) if (self.path / SETTINGS).is_file() else {}
 
     def licences(self) -> dict[str, bytes]:
-        """The texts of its licence, by file name. Raises `BadModel` for one that is too large."""
-        files = [path for path in sorted(self.path.glob("LICENSE*")) if path.is_file()]
-        for path in files:
+        """The texts of its licence, by file name, a few at most. Raises `BadModel` for one that is too large."""
+        files = [path for path in sorted(self.path.glob("LICENSE*")) if _TEXT.fullmatch(path.name) and path.is_file()]
+        for path in files[:MAX_LICENCES]:
             if path.stat().st_size > MAX_LICENCE_BYTES:
                 words = f"{path.name} of {self.name} is larger than {MAX_LICENCE_BYTES} bytes"
                 raise BadModel("LICENCE", f"{words}, which no licence is; replace or remove it.")
-        return {path.name: path.read_bytes() for path in files}
+        return {path.name: path.read_bytes() for path in files[:MAX_LICENCES]}
 
 
 def find(reference: str) -> Checkpoint:
     """A checkpoint by its reference. Raises `BadModel` with what to do for whatever cannot or must not be read."""
     folder = Path(reference)
     if reference and folder.is_dir():
-        inspect(folder)
         _refuse_links(folder)
+        inspect(folder)
         return Checkpoint(folder, folder.resolve().name, _digest(folder), _licence(folder))
     match = _HUB.fullmatch(reference)
     if match is None or reference.startswith((".", "/", "~")):

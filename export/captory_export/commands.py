@@ -44,12 +44,12 @@ def export(
             _check_engines(precision)
         wanted = Wanted(captioner, writer, painter, loras, precision, parse_sizes(sizes), name, for_cpu=not tensorrt)
         report = export_family(wanted, out, lambda words: typer.echo(words, err=True))
+        typer.echo(json.dumps(report, indent=2)) if as_json else _show(report, out)
         if tensorrt:
             _build_engines(out)
     except (CaptoryError, OSError) as error:
         typer.echo(str(error), err=True)
         raise typer.Exit(1) from None
-    typer.echo(json.dumps(report, indent=2)) if as_json else _show(report, out)
 
 
 def _need(modules: Sequence[str]) -> None:

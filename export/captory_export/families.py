@@ -79,7 +79,7 @@ def prepare(wanted: Wanted) -> Prepared:
         wanted=wanted,
         name=name,
         checkpoints=checkpoints,
-        sections={role: _open(role, one, wanted.sizes).section(f"{name}_{role}") for role, one in checkpoints.items()},
+        sections={role: _section(role, one, wanted.sizes, f"{name}_{role}") for role, one in checkpoints.items()},
         licences={f"{role}-{file}": text for role, one in checkpoints.items() for file, text in one.licences().items()},
         num_bytes=round(ROOM * num_bytes),
     )
@@ -135,6 +135,15 @@ def parse_sizes(text: str) -> tuple[Size, ...]:
     if not all(found):
         raise BadModel("SIZES", f"{text!r}: sizes are WIDTHxHEIGHT in pixels, with commas.")
     return tuple((int(match[1]), int(match[2])) for match in found if match)
+
+
+def _section(role: Role, checkpoint: Checkpoint, sizes: tuple[Size, ...], name: str) -> Captioner | Painter | Writer:
+    """The family file's section of a checkpoint whose settings may hold anything. Raises `BadModel`."""
+    try:
+        return _open(role, checkpoint, sizes).section(name)
+    except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as error:
+        words = f"The settings of {checkpoint.name} are not those of its architecture ({error!r})"
+        raise BadModel("UNSUPPORTED", f"{words}; fetch it again, or save it with save_pretrained().") from error
 
 
 def _open(role: Role, checkpoint: Checkpoint, sizes: tuple[Size, ...]) -> Exportable:

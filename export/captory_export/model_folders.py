@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from captory_engine.errors import BadModel
-from captory_export.activations import precision_of
+from captory_export.activations import fits_fp16
 from captory_export.conversions import to_fp16, to_int8
 from captory_export.exportable import Graph, Part
 from captory_export.graphs import example, export_graph, flops_per_row, read_ports
@@ -43,7 +43,7 @@ def export_part(part: Part, folder: Path, precision: Precision, *, for_cpu: bool
     examples = [_example(part.graph, rows) for rows in _rows(flops)]
     path = folder / "1" / "model.onnx"
     rewrites = export_graph(part.graph, path, for_cpu=for_cpu and precision is not Precision.FP16)
-    actual = precision_of(path, _arrays(part.graph.inputs), part.suffix, precision)
+    actual = _fitting(precision, part, path)
     if actual is not Precision.FP32:
         {Precision.FP16: to_fp16, Precision.INT8: to_int8}[actual](path)
     compared = compare_outputs(examples, path)
@@ -52,7 +52,7 @@ def export_part(part: Part, folder: Path, precision: Precision, *, for_cpu: bool
     if broken:
         raise BadModel("PARITY", f"{folder.name} is not what the checkpoint is: {'; '.join(broken)}.")
     inputs, outputs = read_ports(part.graph, path)
-    write_model(folder, path, inputs, outputs, files={**part.files, "parity.json": to_json(report)})
+    write_model(folder, inputs, outputs, files={**part.files, "parity.json": to_json(report)})
     return report
 
 
@@ -91,6 +91,15 @@ def _figures(wanted: Array, got: Array) -> dict[str, float]:
 
 def _joined(batches: Sequence[Array]) -> Array:
     return np.concatenate([np.ravel(batch) for batch in batches]).astype(np.float64)
+
+
+def _fitting(wanted: Precision, part: Part, path: Path) -> Precision:
+    """What the fp32 graph at `path` is to be kept in: see `Precision`."""
+    if wanted is Precision.INT8 and part.suffix != "decoder":
+        return Precision.FP32
+    if wanted is Precision.FP16 and not fits_fp16(path, _arrays(part.graph.inputs)):
+        return Precision.FP32
+    return wanted
 
 
 def _rows(flops: int) -> list[int]:

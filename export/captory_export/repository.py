@@ -30,18 +30,16 @@ class Port(NamedTuple):
 
 def write_model(
     folder: Path,
-    graph: Path,
     inputs: Sequence[Port],
     outputs: Sequence[Port],
     max_batch_size: int = MAX_BATCH_SIZE,
     *,
     files: Mapping[str, bytes] | None = None,
 ) -> str:
-    """Make a model, named as the folder, of a graph that lies in it already; return its digest.
+    """Make a model, named as the folder, of the graph that lies in it already as 1/model.onnx; return its digest.
 
     `files` are further ones, to lie beside the configuration.
     """
-    assert graph == folder / "1" / "model.onnx"
     (folder / "config.pbtxt").write_text(config_text(folder.name, inputs, outputs, max_batch_size), encoding="utf-8")
     for name, content in (files or {}).items():
         (folder / name).write_bytes(content)

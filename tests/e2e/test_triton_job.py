@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 
@@ -18,6 +19,7 @@ from captory_engine.assembly import EngineConfig, open_pipeline
 from captory_engine.pipeline import Pipeline
 from captory_engine.repository import default_repository
 from captory_engine.sessions.options import TritonOptions
+from captory_engine.sessions.triton_memory import MOUNT, PREFIX
 from captory_export.triton.host import triton_server
 
 ROOT = default_repository()
@@ -61,7 +63,7 @@ async def test_images_are_those_of_the_embedded_engine(
 
 def regions() -> list[Path]:
     """Shared memory that is ours."""
-    return [path for path in Path("/dev/shm").glob("captory-*") if "triton" not in path.name]
+    return list(MOUNT.glob(f"{PREFIX}{os.getpid()}-*"))
 
 
 def test_a_folder_becomes_a_dataset(address: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

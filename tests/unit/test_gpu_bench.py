@@ -43,7 +43,7 @@ ABSENT = [
     "transformers",
     "rich",
 ]
-ABSENT += ["typer", "tritonclient", "sqlalchemy", "pyarrow", "jinja2", "webdataset", "accelerate", "datasets"]
+ABSENT += ["typer", "tritonclient", "sqlalchemy", "pyarrow", "jinja2", "webdataset", "accelerate", "datasets", "peft"]
 SCRIPT = """
 import runpy, sys
 from importlib.machinery import PathFinder

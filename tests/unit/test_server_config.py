@@ -76,7 +76,12 @@ def test_the_flags_reach_the_sessions(monkeypatch: pytest.MonkeyPatch) -> None:
     told: list[SessionOptions] = []
     models = SimpleNamespace(models=("unet",))
     monkeypatch.setattr(assembly, "open_model", lambda root, name: name)
-    monkeypatch.setattr(assembly, "open_session", lambda backend, model, options: told.append(options))
+
+    def open_none(backend: str, model: str, options: SessionOptions) -> SimpleNamespace:
+        told.append(options)
+        return SimpleNamespace(close=lambda: None)
+
+    monkeypatch.setattr(assembly, "open_session", open_none)
     assembly.open_sessions(Path(), cast(Family, models), configs[0])
     assert [options.torch for options in told] == [torch]
 

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import Any
 
 import grpc
@@ -176,10 +178,35 @@ def test_a_region_that_triton_cannot_map_is_done_without(peer: Peer, address: st
 
 
 def test_no_room_for_a_region_is_said_before_anything_is_written_there() -> None:
-    before = set(MOUNT.glob(f"{PREFIX}*"))
+    own = f"{PREFIX}{os.getpid()}-*"
+    before = set(MOUNT.glob(own))
     with pytest.raises(SharedMemoryException, match="no room"):
         Region(1 << 44)
-    assert set(MOUNT.glob(f"{PREFIX}*")) == before
+    assert set(MOUNT.glob(own)) == before
+
+
+def test_regions_whose_files_others_took_away_are_closed_all_the_same(peer: Peer, address: str) -> None:
+    peer.shares_memory = True
+    session = opened(peer, address, shared_memory=True)
+    session.run(inputs())
+    for path in MOUNT.glob(f"{PREFIX}{os.getpid()}-*"):
+        path.unlink()
+    session.close()
+    assert not left_of(peer)
+
+
+def test_only_what_can_be_a_region_s_name_is_taken_away(peer: Peer, address: str, tmp_path: Path) -> None:
+    """Any client of a Triton may register a name there."""
+    peer.shares_memory = True
+    others, folder = tmp_path / "theirs", MOUNT / f"{PREFIX}{os.getpid()}-folder"
+    others.touch()
+    folder.mkdir()
+    peer.registered.append(f"{folder.name}/../../..{others}")
+    try:
+        opened(peer, address, shared_memory=True).close()
+    finally:
+        folder.rmdir()
+    assert others.exists()
 
 
 @pytest.mark.parametrize("fault", [grpc.StatusCode.DEADLINE_EXCEEDED, grpc.StatusCode.NOT_FOUND])

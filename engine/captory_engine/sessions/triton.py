@@ -63,7 +63,7 @@ class TritonSession:
         regions, self._regions = self._regions, None
         try:
             if regions is not None:
-                self._link.ask(lambda _: regions.clear())
+                self._link.ask(lambda _: regions.close())
         finally:
             self._link.close()
 

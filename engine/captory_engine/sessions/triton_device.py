@@ -59,5 +59,7 @@ class TritonDevice(Device):
     async def close(self) -> None:
         """See `Device`. Calls under way are given up: a Triton that hangs holds up nothing."""
         await self._watch.close()
-        await asyncio.gather(*(asyncio.to_thread(session.close) for session in self._sessions))
-        await super().close()
+        try:
+            await asyncio.gather(*(asyncio.to_thread(session.close) for session in self._sessions))
+        finally:
+            await super().close()

@@ -9,9 +9,10 @@ from __future__ import annotations
 import asyncio
 import fcntl
 import os
+import re
 from collections import defaultdict
 from collections.abc import AsyncIterator, Iterable, Mapping
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 from typing import IO, Any
 from uuid import uuid4
@@ -21,13 +22,14 @@ from tritonclient.grpc.aio import InferenceServerClient
 from tritonclient.utils import InferenceServerException, shared_memory
 
 from captory_engine.sessions.base import Array
-from captory_engine.sessions.triton_link import LATE, status_of
+from captory_engine.sessions.triton_link import LATE, NOBODY, status_of
 
 ALIGNED_BYTES = 64
 LEAST_BYTES = 1 << 12
 FAREWELL_S = 2.0
 MOUNT = Path("/dev/shm")  # noqa: S108 - of the system's shared memory
 PREFIX = "captory-tensors-"
+_NAME = re.compile(rf"{PREFIX}[\w-]+")  # Triton tells names that others chose
 
 
 class Region:
@@ -37,12 +39,13 @@ class Region:
     """
 
     def __init__(self, num_bytes: int) -> None:
-        self.name = f"{PREFIX}{uuid4().hex}"
+        self.name = f"{PREFIX}{os.getpid()}-{uuid4().hex}"
         self._handle = shared_memory.create_shared_memory_region(self.name, self.name, num_bytes, create_only=True)
+        self._file: IO[bytes] | None = None
         try:
             self._file = _claimed(MOUNT / self.name, num_bytes)
         except OSError as error:
-            shared_memory.destroy_shared_memory_region(self._handle)
+            self.destroy()
             raise shared_memory.SharedMemoryException(f"no room in {MOUNT}") from error
 
     def write(self, array: Array, offset: int) -> None:
@@ -55,9 +58,11 @@ class Region:
         return lying.copy()
 
     def destroy(self) -> None:
-        """Give the memory back, as soon as Triton does so too."""
-        shared_memory.destroy_shared_memory_region(self._handle)
-        self._file.close()
+        """Give the memory back, as soon as Triton does so too; somebody else may have taken its file away."""
+        with suppress(FileNotFoundError):
+            shared_memory.destroy_shared_memory_region(self._handle)
+        if self._file is not None:
+            self._file.close()
 
 
 class Regions:
@@ -67,6 +72,7 @@ class Regions:
         self._client = client
         self._timeout_s = timeout_s
         self._free: defaultdict[int, list[Region]] = defaultdict(list)
+        self._closed = False
 
     @asynccontextmanager
     async def lent(self, num_bytes: int) -> AsyncIterator[Region]:
@@ -82,7 +88,15 @@ class Regions:
         except BaseException:
             await self._drop(region)
             raise
-        self._free[size].append(region)
+        if self._closed:
+            await self._drop(region)
+        else:
+            self._free[size].append(region)
+
+    async def close(self) -> None:
+        """Take away all regions, those that are lent when they come back."""
+        self._closed = True
+        await self.clear()
 
     async def clear(self) -> None:
         """Take away all regions that are not lent."""
@@ -103,7 +117,7 @@ class Regions:
             )
         except InferenceServerException as error:
             await self._drop(region)
-            if status_of(error) in ("UNAVAILABLE", LATE):
+            if status_of(error) in (*NOBODY, LATE):
                 raise
             raise shared_memory.SharedMemoryException("Triton cannot map it") from error
         except BaseException:
@@ -146,7 +160,7 @@ def _claimed(path: Path, num_bytes: int) -> IO[bytes]:
 def _left(registered: Iterable[str]) -> list[str]:
     """The regions, of those that Triton knows and those that lie there, whose makers are gone; their files go now."""
     names = {*registered, *(path.name for path in MOUNT.glob(f"{PREFIX}*"))}
-    left = [name for name in names if name.startswith(PREFIX) and _is_left(MOUNT / name)]
+    left = [name for name in names if _NAME.fullmatch(name) and _is_left(MOUNT / name)]
     for name in left:
         (MOUNT / name).unlink(missing_ok=True)
     return left
@@ -154,7 +168,7 @@ def _left(registered: Iterable[str]) -> list[str]:
 
 def _is_left(path: Path) -> bool:
     try:
-        with path.open("rb") as file:
+        with os.fdopen(os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK), "rb") as file:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except FileNotFoundError:
         return True

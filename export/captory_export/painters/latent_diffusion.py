@@ -38,7 +38,7 @@ class Text(NamedTuple):
 
 
 class Kind(NamedTuple):
-    """What is an architecture's own. Both functions load from a pipeline's folder."""
+    """What is an architecture's own. `texts`, `text_graph` and `denoiser_graph` load from a pipeline's folder."""
 
     architecture: str
     denoiser: str  # its folder, and the suffix of its model

@@ -28,7 +28,6 @@ from captory_engine.sessions.tensorrt_plans import (
     save_plan,
 )
 from captory_export.conversions import to_bf16, to_fp16
-from captory_export.precision import Precision
 from captory_export.tensorrt.profiles import (
     Profile,
     Span,
@@ -113,17 +112,17 @@ def typed(model: ModelFolder, precision: str, inputs: Mapping[str, NDArray[Any]]
         return
     with TemporaryDirectory(prefix="captory-tensorrt-") as folder:
         graph = shutil.copytree(model.model_path.parent, Path(folder) / "graph") / model.model_path.name
-        if precision == "fp16" and _overflows(graph, inputs):
+        if precision == "fp16" and not _fits_fp16(graph, inputs):
             say(f"{model.name}: its values do not fit fp16, so it stays fp32; bf16 would hold them")
         else:
             CONVERSIONS[precision](graph)
         yield graph
 
 
-def _overflows(graph: Path, inputs: Mapping[str, NDArray[Any]]) -> bool:
-    from captory_export.activations import precision_of
+def _fits_fp16(graph: Path, inputs: Mapping[str, NDArray[Any]]) -> bool:
+    from captory_export.activations import fits_fp16  # needs onnx-ir, and engines of typed graphs do not
 
-    return precision_of(graph, inputs, graph.stem, Precision.FP16) is not Precision.FP16
+    return fits_fp16(graph, inputs)
 
 
 def _is_typed(path: Path) -> bool:

@@ -32,4 +32,4 @@ def write_twin(folder: Path) -> None:
     graph = unet_graph(unet, NUM_TOKENS, torch.randn(2, NUM_CHANNELS, SIDE, SIDE), {})
     path = folder / "1" / "model.onnx"
     export_graph(graph, path, for_cpu=False)
-    write_model(folder, path, *read_ports(graph, path), MAX_ROWS)
+    write_model(folder, *read_ports(graph, path), MAX_ROWS)
