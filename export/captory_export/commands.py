@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+import signal
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Annotated, Any
@@ -43,13 +46,24 @@ def export(
         if tensorrt:
             _check_engines(precision)
         wanted = Wanted(captioner, writer, painter, loras, precision, parse_sizes(sizes), name, for_cpu=not tensorrt)
-        report = export_family(wanted, out, lambda words: typer.echo(words, err=True))
+        with _terminable():
+            report = export_family(wanted, out, lambda words: typer.echo(words, err=True))
         typer.echo(json.dumps(report, indent=2)) if as_json else _show(report, out)
         if tensorrt:
             _build_engines(out)
     except (CaptoryError, OSError) as error:
         typer.echo(str(error), err=True)
         raise typer.Exit(1) from None
+
+
+@contextmanager
+def _terminable() -> Iterator[None]:
+    """Who is told to end takes away what it has begun, as after an error."""
+    before = signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def _need(modules: Sequence[str]) -> None:
