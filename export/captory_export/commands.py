@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import logging
 import signal
 import sys
+import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from importlib.util import find_spec
@@ -36,6 +38,7 @@ def export(
     Every graph is compared with its checkpoint, and all of them together; past the tolerance nothing is written.
     """
     _need(EXTRA)
+    _hush()
     from captory_engine.errors import CaptoryError
     from captory_export.families import Wanted, export_family, parse_sizes
     from captory_export.lora import Lora
@@ -58,8 +61,13 @@ def export(
 
 @contextmanager
 def _terminable() -> Iterator[None]:
-    """Who is told to end takes away what it has begun, as after an error."""
-    before = signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
+    """Who is told to end takes away what it has begun, as after an error, however often it is told."""
+
+    def end(*_: object) -> None:
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)
+        sys.exit(128 + signal.SIGTERM)
+
+    before = signal.signal(signal.SIGTERM, end)
     try:
         yield
     finally:
@@ -71,6 +79,17 @@ def _need(modules: Sequence[str]) -> None:
     if missing:
         typer.echo(f"captory export needs {', '.join(missing)}: pip install 'captory[export]'", err=True)
         raise typer.Exit(2)
+
+
+def _hush() -> None:
+    """Leave our own words alone on the screen: what the libraries say concerns who writes them."""
+    import diffusers
+    import transformers
+
+    warnings.simplefilter("ignore")
+    logging.getLogger("torch").setLevel(logging.ERROR)
+    transformers.logging.set_verbosity_error()
+    diffusers.logging.set_verbosity_error()
 
 
 def _check_engines(precision: Precision) -> None:

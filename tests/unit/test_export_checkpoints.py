@@ -238,7 +238,7 @@ def test_from_the_hub_only_what_is_read_is_fetched(
         (errors.GatedRepoError("403"), "GATED", "accept its terms on the hub, and set HF_TOKEN"),
         (errors.RevisionNotFoundError("404"), "REVISION_MISSING", "has no revision 'v1': name one that its page has"),
         (errors.RepositoryNotFoundError("401"), "CHECKPOINT_MISSING", "check its name, and set HF_TOKEN"),
-        (errors.LocalEntryNotFoundError("offline"), "CHECKPOINT_MISSING", "check the connection and HF_HUB_OFFLINE"),
+        (errors.LocalEntryNotFoundError("offline"), "CHECKPOINT_MISSING", "check the path, the connection and HF_HUB"),
         (errors.OfflineModeIsEnabled("offline mode"), "HUB_FAILED", "offline mode"),
         (errors.HfHubHTTPError("502\n\nBad Gateway"), "HUB_FAILED", "try again. The hub said: 502 Bad Gateway"),
         (errors.BadRequestError("400"), "HUB_FAILED", "400"),
