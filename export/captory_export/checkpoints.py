@@ -107,7 +107,8 @@ def _refusal(repo: str, revision: str, error: Exception) -> BadModel:
         (
             errors.LocalEntryNotFoundError,
             "CHECKPOINT_MISSING",
-            "is not in the local cache, and the hub is not reached: check the connection and HF_HUB_OFFLINE",
+            "is no folder here and not in the local cache, and the hub is not reached: "
+            "check the path, the connection and HF_HUB_OFFLINE",
         ),
     )
     for kind, reason, words in known:

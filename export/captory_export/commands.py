@@ -3,7 +3,12 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+import logging
+import signal
+import sys
+import warnings
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Annotated, Any
@@ -33,6 +38,7 @@ def export(
     Every graph is compared with its checkpoint, and all of them together; past the tolerance nothing is written.
     """
     _need(EXTRA)
+    _hush()
     from captory_engine.errors import CaptoryError
     from captory_export.families import Wanted, export_family, parse_sizes
     from captory_export.lora import Lora
@@ -43,7 +49,8 @@ def export(
         if tensorrt:
             _check_engines(precision)
         wanted = Wanted(captioner, writer, painter, loras, precision, parse_sizes(sizes), name, for_cpu=not tensorrt)
-        report = export_family(wanted, out, lambda words: typer.echo(words, err=True))
+        with _terminable():
+            report = export_family(wanted, out, lambda words: typer.echo(words, err=True))
         typer.echo(json.dumps(report, indent=2)) if as_json else _show(report, out)
         if tensorrt:
             _build_engines(out)
@@ -52,11 +59,37 @@ def export(
         raise typer.Exit(1) from None
 
 
+@contextmanager
+def _terminable() -> Iterator[None]:
+    """Who is told to end takes away what it has begun, as after an error, however often it is told."""
+
+    def end(*_: object) -> None:
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)
+        sys.exit(128 + signal.SIGTERM)
+
+    before = signal.signal(signal.SIGTERM, end)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
 def _need(modules: Sequence[str]) -> None:
     missing = [module for module in modules if find_spec(module) is None]
     if missing:
         typer.echo(f"captory export needs {', '.join(missing)}: pip install 'captory[export]'", err=True)
         raise typer.Exit(2)
+
+
+def _hush() -> None:
+    """Leave our own words alone on the screen: what the libraries say concerns who writes them."""
+    import diffusers
+    import transformers
+
+    warnings.simplefilter("ignore")
+    logging.getLogger("torch").setLevel(logging.ERROR)
+    transformers.logging.set_verbosity_error()
+    diffusers.logging.set_verbosity_error()
 
 
 def _check_engines(precision: Precision) -> None:

@@ -133,7 +133,8 @@ def parse_sizes(text: str) -> tuple[Size, ...]:
     """`WIDTHxHEIGHT`, with commas. Raises `BadModel`."""
     found = [re.fullmatch(r"([1-9]\d{1,4})x([1-9]\d{1,4})", word.strip()) for word in text.split(",") if word.strip()]
     if not all(found):
-        raise BadModel("SIZES", f"{text!r}: sizes are WIDTHxHEIGHT in pixels, with commas.")
+        words = "sizes are WIDTHxHEIGHT, such as 512x768, of at most 99999 pixels, with commas"
+        raise BadModel("SIZES", f"{text!r}: {words}.")
     return tuple((int(match[1]), int(match[2])) for match in found if match)
 
 

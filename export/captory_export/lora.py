@@ -38,7 +38,7 @@ class Lora(NamedTuple):
         if not math.isfinite(lora.scale) or lora.scale == 0:
             raise BadModel("LORA", f"{text!r}: a scale of {lora.scale:g} merges nothing; leave the adapter out.")
         if lora.path.suffix != ".safetensors" or not lora.path.is_file():
-            raise BadModel("LORA", f"{path!r} is no safetensors file.")
+            raise BadModel("LORA", f"There is no safetensors file at {path!r}.")
         check_tensors(lora.path)
         return lora
 

@@ -100,6 +100,8 @@ def test_what_is_not_there_is_said(tmp_path: Path, words: tuple[str, ...]) -> No
         (("--max-items", "0"), "max_items must be above 0"),
         (("--torch-dtype", "int4"), "dtype is 'int4'; it must be one of fp32, fp16, bf16"),
         (("--torch-compile", "fast"), "compile_mode is 'fast'"),
+        (("--triton", "http://127.0.0.1:8001"), "is not HOST:PORT"),
+        (("--triton", "127.0.0.1:99999"), "is not HOST:PORT"),
     ],
 )
 def test_settings_that_cannot_be_are_refused(words: tuple[str, ...], why: str) -> None:

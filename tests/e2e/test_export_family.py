@@ -229,7 +229,7 @@ def test_a_disk_without_room_is_told_before_anything_is_written(
 @pytest.mark.parametrize(
     ("lora", "words"),
     [
-        ("missing.safetensors", "is no safetensors file"),
+        ("missing.safetensors", "no safetensors file at"),
         ("style.safetensors:much", "stands a scale"),
     ],
 )

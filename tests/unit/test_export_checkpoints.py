@@ -120,6 +120,15 @@ def test_the_texts_of_a_licence_are_read_unless_they_cannot_be_one(folder: Path)
         find(str(folder)).licences()
 
 
+def test_only_texts_by_the_name_of_a_licence_are_one_and_only_a_few(folder: Path) -> None:
+    for name in ("LICENSE.sh", "LICENSE.exe", "LICENSE\nname", "LICENSEE " + 70 * "x"):
+        (folder / name).touch()
+    assert find(str(folder)).licences() == {}
+    for number in range(40):
+        (folder / f"LICENSE-{number:02}.txt").touch()
+    assert list(find(str(folder)).licences()) == [f"LICENSE-{number:02}.txt" for number in range(16)]
+
+
 def test_only_what_is_read_is_told_by_size_and_digest(folder: Path) -> None:
     before, num_bytes = find(str(folder)).revision, num_weight_bytes(folder)
     assert num_bytes == sum((folder / f"{name}.safetensors").stat().st_size for name in (UNET, "text_encoder/model"))
@@ -229,7 +238,7 @@ def test_from_the_hub_only_what_is_read_is_fetched(
         (errors.GatedRepoError("403"), "GATED", "accept its terms on the hub, and set HF_TOKEN"),
         (errors.RevisionNotFoundError("404"), "REVISION_MISSING", "has no revision 'v1': name one that its page has"),
         (errors.RepositoryNotFoundError("401"), "CHECKPOINT_MISSING", "check its name, and set HF_TOKEN"),
-        (errors.LocalEntryNotFoundError("offline"), "CHECKPOINT_MISSING", "check the connection and HF_HUB_OFFLINE"),
+        (errors.LocalEntryNotFoundError("offline"), "CHECKPOINT_MISSING", "check the path, the connection and HF_HUB"),
         (errors.OfflineModeIsEnabled("offline mode"), "HUB_FAILED", "offline mode"),
         (errors.HfHubHTTPError("502\n\nBad Gateway"), "HUB_FAILED", "try again. The hub said: 502 Bad Gateway"),
         (errors.BadRequestError("400"), "HUB_FAILED", "400"),

@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import json
+import os
+import signal
 from pathlib import Path
 from typing import Any
 
 import pytest
+import typer
+from typer.testing import CliRunner
 
 pytest.importorskip("torch")
 for module in ("onnxscript", "diffusers", "transformers"):
@@ -19,6 +23,7 @@ from captory_engine.errors import BadModel  # noqa: E402
 from captory_engine.family import find_family  # noqa: E402
 from captory_engine.manifest import read_manifest, verify_manifest  # noqa: E402
 from captory_export import families, picto  # noqa: E402
+from captory_export.commands import export  # noqa: E402
 from captory_export.families import Wanted, prepare, write_models  # noqa: E402
 
 
@@ -43,6 +48,34 @@ def test_the_last_role_is_refused_before_the_first_is_computed(
     with pytest.raises(BadModel, match="captioner is nothing that the engine can serve: max_new_tokens: "):
         families.export_family(wanted, tmp_path / "deep" / "models", silent)
     assert not (tmp_path / "deep").exists()
+
+
+@pytest.mark.parametrize(
+    ("file", "settings"),
+    [
+        ("captioner/captory.json", {"prefixes": ["not by length"]}),
+        ("captioner/captory.json", {"max_new_tokens": "many"}),
+        ("captioner/preprocessor_config.json", {"size": {"height": 16, "width": 16}, "rescale_factor": 0}),
+        ("painter/vae/config.json", {"block_out_channels": None}),
+    ],
+)
+def test_settings_of_other_types_are_refused(
+    wanted: Wanted, tmp_path: Path, file: str, settings: dict[str, Any]
+) -> None:
+    path = tmp_path / file
+    path.write_text(json.dumps((json.loads(path.read_text()) if path.is_file() else {}) | settings))
+    with pytest.raises(BadModel):
+        prepare(wanted)
+
+
+def test_who_is_told_to_end_leaves_nothing(wanted: Wanted, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(families, "export_part", lambda *_, **__: os.kill(os.getpid(), signal.SIGTERM))
+    app, before = typer.Typer(), signal.getsignal(signal.SIGTERM)
+    app.command()(export)
+    words = ["--captioner", wanted.captioner, "--painter", wanted.painter, "--out", str(tmp_path / "models")]
+    assert CliRunner().invoke(app, words).exit_code == 128 + signal.SIGTERM
+    assert {path.name for path in tmp_path.iterdir()} == {"captioner", "painter"}
+    assert signal.getsignal(signal.SIGTERM) is before
 
 
 def test_licences_are_kept_beside_the_family_file(

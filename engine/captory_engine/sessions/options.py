@@ -55,7 +55,7 @@ class TritonOptions:
 
     Work that finds nobody there waits for up to `patience_s` in all; an answer may take `timeout_s`.
     `shared_memory`: tensors are laid down rather than sent; None: where Triton is on this host and can map them.
-    Raises `ValueError` for times that are not above 0.
+    Raises `ValueError` for what is no address, and for times that are not above 0.
     """
 
     address: str = "127.0.0.1:8001"
@@ -64,6 +64,9 @@ class TritonOptions:
     shared_memory: bool | None = None
 
     def __post_init__(self) -> None:
+        host, _, port = self.address.rpartition(":")
+        if not host or "/" in host or not port.isascii() or not port.isdigit() or not 0 < int(port) < 1 << 16:
+            raise ValueError(f"{self.address!r} is not HOST:PORT, with a port from 1 to 65535")
         if not (self.patience_s > 0 and self.timeout_s > 0):
             raise ValueError("patience_s and timeout_s must be above 0")
 

@@ -37,6 +37,7 @@ class Watch:
 
     async def connect(self) -> None:
         """Wait for somebody to listen, and watch from then on. Raises `Unreachable` when the patience is at its end."""
+        log.info("waiting for Triton at %s, for at most %g s", self._options.address, self._options.patience_s)
         try:
             async with asyncio.timeout(self._options.patience_s):
                 await self._channel.channel_ready()
