@@ -4,9 +4,9 @@
 #   make lint   ruff, mypy --strict, pyright
 #   make ci     lint, test, test-export and test-triton, as .ci/run does
 #   make triton serve the model repository with a real Triton on the CPU, until Ctrl-C
-#   make test-export   the tests that export checkpoints with torch (8 minutes)
+#   make test-export   the tests that export checkpoints with torch (10 to 20 minutes)
 #   make test-triton   the tests against that Triton
-#   make test-full-size   Stable Diffusion 1.5 and BLIP-base with random weights, exported and served (20 minutes)
+#   make test-full-size   Stable Diffusion 1.5 and BLIP-base with random weights, exported and served (20 to 30 minutes)
 #   make bench  every benchmark at small sizes, and one table of all targets (40 minutes on two cores)
 #   make bench-full   the long sweeps and load runs, and docs/performance.md from their figures
 #   make gpu-bench   what a GPU reaches, inside 8 minutes: benchmarks/captory_bench/gpu
