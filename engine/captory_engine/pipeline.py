@@ -29,7 +29,7 @@ from captory_engine.items import (
 )
 from captory_engine.prompts import PLANS, TokenPolicy, WriterKind, build_prompt, caption_length, clean_model_text
 from captory_engine.sessions.base import Session
-from captory_engine.stages import Captioner, Context, Painter, Share, Writer
+from captory_engine.stages import Captioner, Context, Painter, Share, Writer, pixel_values
 from captory_engine.tokenizer import PromptTokens
 
 log = logging.getLogger(__name__)
@@ -136,15 +136,7 @@ class Pipeline:
         spec = self._captioner.spec
 
         def decode() -> Any:
-            decoded = self._decode(image)
-            return images.to_pixel_values(
-                decoded,
-                spec.image_size_px,
-                spec.image_mean,
-                spec.image_std,
-                stretch=spec.stretch,
-                resample=spec.resample,
-            )
+            return pixel_values(spec, self._decode(image))
 
         return await self._captioner.look(await self._codecs.run(decode), share)
 

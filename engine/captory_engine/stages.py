@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
+from PIL import Image
 
 from captory_engine import family as families
 from captory_engine.cache import LruCache, SingleFlight, content_key
@@ -20,6 +21,7 @@ from captory_engine.diffusion.schedules import FlowSchedule, NoiseSchedule, Sche
 from captory_engine.engines.denoiser import DenoiseTask
 from captory_engine.engines.single_step import GraphTask
 from captory_engine.engines.token_decoder import TokenTask
+from captory_engine.images import to_pixel_values
 from captory_engine.items import Captioned, Determinism, Parameters, Sample, WorkClass
 from captory_engine.prompts import accept_rewrite, clean_model_text
 from captory_engine.tokenizer import PromptTokenizer, Tokenizer
@@ -71,6 +73,18 @@ class Captioner:
             return Captioned(clean_model_text(self.tokenizer.decode(tokens)), length, len(tokens))
 
         return await self.cache.get(content_key(digest, length, str(share.exact)), compute)
+
+
+def pixel_values(spec: families.Captioner, image: Image.Image) -> Array:
+    """An RGB image as the vision encoder takes it, [3, S, S], float32."""
+    return to_pixel_values(
+        image,
+        spec.image_size_px,
+        spec.image_mean,
+        spec.image_std,
+        stretch=spec.stretch,
+        resample=spec.resample,
+    )
 
 
 class Rewritten(NamedTuple):

@@ -24,7 +24,7 @@ from captory_engine.repository import open_model
 from captory_engine.sessions.base import Session
 from captory_engine.sessions.options import SessionOptions, available_cpus
 from captory_engine.sessions.registry import open_session
-from captory_engine.stages import schedule_of
+from captory_engine.stages import pixel_values, schedule_of
 from captory_engine.tokenizer import PromptTokenizer, Tokenizer
 
 Array = NDArray[Any]
@@ -84,15 +84,7 @@ def open_graphs(repository: Path, family: str = "", *, backend: str = "onnx", nu
 def to_pixel_values(graphs: Graphs, data: bytes) -> Array:
     """An encoded image as the vision encoder takes it, [3, S, S], float32."""
     spec = graphs.captioner
-    image = images.decode_image(data, min_side_px=spec.image_size_px)
-    return images.to_pixel_values(
-        image,
-        spec.image_size_px,
-        spec.image_mean,
-        spec.image_std,
-        stretch=spec.stretch,
-        resample=spec.resample,
-    )
+    return pixel_values(spec, images.decode_image(data, min_side_px=spec.image_size_px))
 
 
 def caption(graphs: Graphs, pixel_values: Array) -> list[str]:
