@@ -1,13 +1,13 @@
 # What a person types, and all that CI runs.
 #   make demo   set up .venv (without torch) and run the main job on the shipped sample
-#   make test   set up .venv-dev and run the tests, but for those that export checkpoints or need Triton
+#   make test   set up .venv-dev and run the tests, but for those that export checkpoints, or need Triton or vLLM
 #   make lint   ruff, mypy --strict, pyright
 #   make ci     lint, test, test-export, test-triton and test-vllm, as .ci/run does
 #   make triton serve the model repository with a real Triton on the CPU, until Ctrl-C
-#   make test-export   the tests that export checkpoints with torch (8 minutes)
+#   make test-export   the tests that export checkpoints with torch (10 to 20 minutes)
 #   make test-triton   the tests against that Triton
 #   make test-vllm     the tests against a real vLLM on the CPU
-#   make test-full-size   Stable Diffusion 1.5 and BLIP-base with random weights, exported and served (20 minutes)
+#   make test-full-size   Stable Diffusion 1.5 and BLIP-base with random weights, exported and served (20 to 30 minutes)
 #   make bench  every benchmark at small sizes, and one table of all targets (40 minutes on two cores)
 #   make bench-full   the long sweeps and load runs, and docs/performance.md from their figures
 #   make gpu-bench   what a GPU reaches, inside 8 minutes: benchmarks/captory_bench/gpu

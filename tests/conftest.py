@@ -9,10 +9,13 @@ from collections.abc import AsyncIterator, Iterator
 
 import pytest
 from fakes import FAKE_SERVER, FakePipeline, Running, serve
+from hypothesis import settings
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """Batch sizes are the shipped ones, whatever this machine measured before, and nothing is measured now."""
+    """Batch sizes are the shipped ones, whatever this machine measured before; nothing is measured or timed now."""
+    settings.register_profile("untimed", deadline=None)
+    settings.load_profile("untimed")
     os.environ["CAPTORY_MEASURE"] = "false"
     os.environ["XDG_CACHE_HOME"] = tempfile.mkdtemp(prefix="captory-tests-")
 

@@ -271,7 +271,7 @@ def _device(
     lanes = num_lanes(config)
     if watch is None:
         return Device(engines, num_lanes=lanes)
-    from captory_engine.sessions.triton_device import TritonDevice
+    from captory_engine.triton_device import TritonDevice
 
     remote = [sessions[name] for name in watch.names]
     return TritonDevice(engines, watch, remote, patience_s=config.triton.patience_s, num_lanes=lanes)

@@ -7,6 +7,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequenc
 from typing import Any, Protocol
 
 from numpy.typing import NDArray
+from PIL import Image
 
 from captory_engine import family as families
 from captory_engine import images
@@ -88,16 +89,8 @@ class EmbeddedCaptioner:
         return context
 
     def _pixel_values(self, image: bytes) -> NDArray[Any]:
-        """Encoded bytes as the vision encoder takes them, [3, S, S], float32; for a codec thread."""
-        spec = self._spec
-        return images.to_pixel_values(
-            self._decode(image),
-            spec.image_size_px,
-            spec.image_mean,
-            spec.image_std,
-            stretch=spec.stretch,
-            resample=spec.resample,
-        )
+        """Encoded bytes as the vision encoder takes them; for a codec thread."""
+        return pixel_values(self._spec, self._decode(image))
 
     def _decode(self, image: bytes) -> Any:
         """Encoded bytes to an RGB image, as large as the captioner needs it; for a codec thread."""
@@ -109,6 +102,18 @@ class EmbeddedCaptioner:
             return _sha256(image)
         digest: str = await self._codecs.run(_sha256, image)
         return digest
+
+
+def pixel_values(spec: families.Captioner, image: Image.Image) -> NDArray[Any]:
+    """An RGB image as the vision encoder takes it, [3, S, S], float32."""
+    return images.to_pixel_values(
+        image,
+        spec.image_size_px,
+        spec.image_mean,
+        spec.image_std,
+        stretch=spec.stretch,
+        resample=spec.resample,
+    )
 
 
 def _sha256(data: bytes) -> str:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Annotated, Any, Literal, NamedTuple
+from typing import Annotated, Literal, NamedTuple
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
@@ -234,8 +234,13 @@ def read_family(path: Path) -> Family:
     except (yaml.YAMLError, UnicodeDecodeError, RecursionError) as error:
         raise BadModel("FAMILY_INVALID", f"{str(path)!r} is not valid YAML.") from error
     except ValidationError as error:
-        words = "; ".join(_explain(problem) for problem in error.errors(include_url=False, include_context=False))
-        raise BadModel("FAMILY_INVALID", f"The family file {str(path)!r} does not hold: {words}.") from None
+        raise BadModel("FAMILY_INVALID", f"The family file {str(path)!r} does not hold: {explain(error)}.") from None
+
+
+def explain(error: ValidationError) -> str:
+    """Every field of a family, or of one of its sections, that does not hold."""
+    problems = error.errors(include_url=False, include_context=False)
+    return "; ".join(f"{'.'.join(map(str, one['loc'])) or 'the whole'}: {one['msg']}" for one in problems)
 
 
 def _families(root: Path) -> Iterator[Family]:
@@ -244,8 +249,3 @@ def _families(root: Path) -> Iterator[Family]:
     for path in sorted(root.glob(f"*/{FAMILY_FILE}")):
         if not path.parent.name.startswith("."):
             yield read_family(path)
-
-
-def _explain(problem: Any) -> str:
-    where = ".".join(str(part) for part in problem["loc"]) or "the file"
-    return f"{where}: {problem['msg']}"

@@ -52,9 +52,10 @@ def find_architecture(role: Role, checkpoint: Checkpoint) -> Callable[..., Any]:
     if name not in ARCHITECTURES[role]:
         known = ", ".join(ARCHITECTURES[role])
         raise BadModel("ARCHITECTURE", f"{checkpoint.name} is of architecture {name!r}; as {role}: {known}.")
-    heads = settings.get("architectures") or [HEADS.get(name)]
-    if heads != [HEADS.get(name)]:
-        words = f"{checkpoint.name} is a {heads}; as {role} of architecture {name!r} it must be a {HEADS.get(name)}"
+    heads, wanted = settings.get("architectures"), HEADS.get(name)
+    if heads and heads != [wanted]:
+        told = heads[0] if isinstance(heads, list) else heads
+        words = f"{checkpoint.name} is a {told}; as {role} of architecture {name!r} it must be a {wanted}"
         raise BadModel("ARCHITECTURE", f"{words}.")
     module, _, function = ARCHITECTURES[role][name].partition(":")
     opener: Callable[..., Any] = getattr(import_module(module), function)

@@ -8,6 +8,7 @@ from typing import Any, TypeVar
 from pydantic import BaseModel, ValidationError
 
 from captory_engine.errors import BadModel
+from captory_engine.family import explain
 
 Kind = TypeVar("Kind", bound=BaseModel)
 
@@ -17,10 +18,4 @@ def checked(kind: type[Kind], name: str, fields: Mapping[str, Any]) -> Kind:
     try:
         return kind.model_validate(fields)
     except ValidationError as error:
-        words = "; ".join(_explain(problem) for problem in error.errors(include_url=False, include_context=False))
-        raise BadModel("UNSUPPORTED", f"{name} is nothing that the engine can serve: {words}.") from None
-
-
-def _explain(problem: Any) -> str:
-    where = ".".join(map(str, problem["loc"]))
-    return f"{where}: {problem['msg']}" if where else str(problem["msg"])
+        raise BadModel("UNSUPPORTED", f"{name} is nothing that the engine can serve: {explain(error)}.") from None

@@ -62,8 +62,8 @@ class Boundary(aio.ServerInterceptor):
     def _streaming(self, behaviour: Behaviour, requests: Callable[[Any, Decode], Any], decode: Decode) -> Behaviour:
         async def call(request: Any, context: Context) -> None:
             try:
-                # Closed at once when the call ends, not when the collector finds it: its items must stop.
                 with self._place():
+                    # Closed at once when the call ends, not when the collector finds it: its items must stop.
                     async with aclosing(behaviour(requests(request, decode), context)) as responses:
                         async for response in responses:
                             await context.write(response)

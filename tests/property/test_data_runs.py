@@ -71,7 +71,7 @@ class Chaos:
 
 
 @given(st.integers(0, 2**32), st.lists(st.none() | st.integers(0, 8), max_size=4), st.integers(1, 5))
-@settings(max_examples=12, deadline=None)
+@settings(max_examples=12)
 def test_every_image_ends_up_once(seed: int, limits: list[int | None], window: int) -> None:
     with tempfile.TemporaryDirectory() as folder:
         root, out = photo_folder(Path(folder) / "in", per_class=4), Path(folder) / "out"

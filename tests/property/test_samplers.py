@@ -35,7 +35,7 @@ def run(sampler: str, num_steps: int, prediction: str, target: float, spread: fl
 
 
 @given(samplers, steps, st.sampled_from(["epsilon", "v_prediction"]), st.floats(-2, 2))
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 def test_a_point_is_reached_whatever_the_steps(sampler: str, num_steps: int, prediction: str, target: float) -> None:
     painted, expected = run(sampler, num_steps, prediction, target, spread=0.0)
     assert painted == pytest.approx(expected, abs=2e-3)
@@ -97,7 +97,7 @@ def test_guidance_of_one_is_the_conditional_output() -> None:
 
 
 @given(st.integers(0, 2**53 - 1))
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=20)
 def test_noise_is_standard_normal_and_depends_on_its_seed_only(seed: int) -> None:
     noise = gaussian_noise(seed, (8, 16, 16))
     np.testing.assert_array_equal(noise, gaussian_noise(seed, (8, 16, 16)))

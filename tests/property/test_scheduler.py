@@ -97,7 +97,7 @@ def random_job(rng: random.Random, index: int, *, rank: int = 1) -> Job:
 
 
 @given(st.integers(0, 2**32), st.integers(1, 120))
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 def test_every_admitted_task_is_released_exactly_once(seed: int, num_jobs: int) -> None:
     rng = random.Random(seed)
     simulation = Simulation(profiles())

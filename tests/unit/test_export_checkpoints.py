@@ -201,7 +201,8 @@ def test_shards_beside_their_index(model: Path) -> None:
     (model / "model.safetensors").rename(model / "model-00001-of-00001.safetensors")
     index = {"weight_map": {"a": "model-00001-of-00001.safetensors"}}
     (model / "model.safetensors.index.json").write_text(json.dumps(index))
-    find(str(model))
+    shard = model / "model-00001-of-00001.safetensors"
+    assert num_weight_bytes(find(str(model)).path) == shard.stat().st_size > 0
 
 
 def test_settings_that_are_no_json(folder: Path) -> None:

@@ -21,9 +21,9 @@ from captory_engine.errors import CaptoryError, Unavailable, Unreachable
 from captory_engine.scheduler import Profile
 from captory_engine.sessions.options import SessionOptions, TritonOptions
 from captory_engine.sessions.registry import open_session
-from captory_engine.sessions.triton_device import TritonDevice
 from captory_engine.sessions.triton_link import DOWN, SLOW
 from captory_engine.sessions.triton_watch import Watch
+from captory_engine.triton_device import TritonDevice
 
 NUM_TASKS = 6
 

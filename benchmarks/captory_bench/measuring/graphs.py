@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 
 from captory_engine import family as families
 from captory_engine import images
+from captory_engine.captioning import pixel_values
 from captory_engine.diffusion.schedules import Schedule
 from captory_engine.engines.batching import padded
 from captory_engine.family import find_family
@@ -86,15 +87,7 @@ def open_graphs(repository: Path, family: str = "", *, backend: str = "onnx", nu
 def to_pixel_values(graphs: Graphs, data: bytes) -> Array:
     """An encoded image as the vision encoder takes it, [3, S, S], float32."""
     spec = graphs.captioner
-    image = images.decode_image(data, min_side_px=spec.image_size_px)
-    return images.to_pixel_values(
-        image,
-        spec.image_size_px,
-        spec.image_mean,
-        spec.image_std,
-        stretch=spec.stretch,
-        resample=spec.resample,
-    )
+    return pixel_values(spec, images.decode_image(data, min_side_px=spec.image_size_px))
 
 
 def caption(graphs: Graphs, pixel_values: Array) -> list[str]:
