@@ -57,7 +57,8 @@ def vllm_server(port: int = 0) -> Iterator[RealVllm]:
     """Serve picto's writer until the block is left, on `port` or, for 0, on a free one."""
     python = find_python()
     port = port or free_port()
-    command = [python.with_name("vllm"), "serve", WRITER, "--host=127.0.0.1", f"--port={port}", *ARGUMENTS]
+    module = "vllm.entrypoints.openai.api_server"
+    command = [python, "-m", module, f"--model={WRITER}", "--host=127.0.0.1", f"--port={port}", *ARGUMENTS]
     environment = {**os.environ, **ENVIRONMENT, "PATH": f"{python.parent}:{os.environ['PATH']}"}
     with tempfile.TemporaryFile("a+b") as log:
         process = subprocess.Popen(

@@ -51,10 +51,11 @@ class EmbeddedWriter:
 
     async def attempt(self, instruction: Instruction, words: Mapping[str, str], seed: int, share: Share) -> str:
         """One answer, sampled by `seed` (`captory_engine.wording.Writer`). It knows no top_p, stop words and schema."""
-        prefix, spec = self._prefix(instruction, words), self.spec
+        spec = self.spec
+        prefix, max_tokens = framed(spec, self.tokenizer, instruction, words)
         task = TokenTask(
-            prefix,
-            min(instruction.max_tokens, spec.max_new_tokens, spec.max_positions - len(prefix)),
+            tuple(prefix),
+            max_tokens,
             temperature=spec.temperature if instruction.temperature is None else instruction.temperature,
             top_k=spec.top_k or 0,
             seed=seed,
@@ -62,11 +63,15 @@ class EmbeddedWriter:
         )
         return self.tokenizer.decode(await self.device.submit("write", task, share.work_class))
 
-    def _prefix(self, instruction: Instruction, words: Mapping[str, str]) -> tuple[int, ...]:
-        """What it reads before it writes; of a text that is too long for it, the beginning."""
-        before, after = self.spec.templates[instruction.task].split("{text}")
-        prefix = (*self.tokenizer.template_ids(before), *self.tokenizer.encode(fill(instruction.text, words)))
-        return (*prefix[: self.spec.max_positions // 2], *self.tokenizer.template_ids(after))
+
+def framed(
+    spec: families.Writer, tokenizer: Tokenizer, instruction: Instruction, words: Mapping[str, str]
+) -> tuple[list[int], int]:
+    """What the family's writer reads, and how many tokens it may write; of a text that is too long, the beginning."""
+    before, after = spec.templates[instruction.task].split("{text}")
+    prefix = [*tokenizer.template_ids(before), *tokenizer.encode(fill(instruction.text, words))]
+    prefix = [*prefix[: spec.max_positions // 2], *tokenizer.template_ids(after)]
+    return prefix, min(instruction.max_tokens, spec.max_new_tokens, spec.max_positions - len(prefix))
 
 
 class Painter:

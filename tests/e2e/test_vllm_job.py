@@ -130,7 +130,7 @@ def test_a_folder_becomes_a_dataset(address: str, tmp_path: Path, monkeypatch: p
     assert done.code == 0, done.stderr
     assert done.summary["images"] == done.summary["items"] > 0
     manifest = json.loads((tmp_path / "out" / "manifest.json").read_text())
-    assert manifest["num_images"] == done.summary["images"]
+    assert manifest["counts"]["images"] == done.summary["images"]
     assert len(manifest["models"]["vllm_writer"]) == 64
 
 

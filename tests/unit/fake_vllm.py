@@ -78,9 +78,9 @@ class Handler(BaseHTTPRequestHandler):
 
     def do_POST(self) -> None:
         body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
-        if self.path == "/tokenize":
+        if self.path == "/detokenize":
             assert self.peer.tokenizer is not None
-            return self.answer(json.dumps({"tokens": self.peer.tokenizer.template_ids(body["prompt"])}).encode())
+            return self.answer(json.dumps({"prompt": self.peer.tokenizer.decode(body["tokens"])}).encode())
         self.peer.requests.append(Request(self.path, {k.lower(): v for k, v in self.headers.items()}, body))
         self.peer.count(1)
         try:

@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Callable
+from typing import get_args
 
 import pytest
 from fakes import family_info, png
@@ -131,7 +132,7 @@ def test_a_run_is_told_which_instruction_file_its_mode_has() -> None:
 
 
 def test_every_mode_can_be_asked_for() -> None:
-    assert [str(mode) for mode in Mode] == list(MODES)
+    assert get_args(Mode) == MODES
 
 
 def test_every_mode_has_its_number() -> None:

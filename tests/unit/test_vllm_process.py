@@ -77,6 +77,7 @@ class Installed(NamedTuple):
     """An environment whose vLLM is a script."""
 
     python: Path
+    module: Path
     seen: Path
 
     def starts(self) -> list[Start]:
@@ -90,10 +91,13 @@ class Installed(NamedTuple):
 def installed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Installed:
     monkeypatch.setenv("SEEN", str(tmp_path / "seen"))
     monkeypatch.delenv(KEY_VARIABLE, raising=False)
-    python = tmp_path / "bin" / "python"
-    python.parent.mkdir()
-    python.symlink_to(sys.executable)
-    return with_script(Installed(python, tmp_path / "seen"), SERVES)
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path / "lib"))
+    (tmp_path / "bin").mkdir()
+    (tmp_path / "bin" / "python").symlink_to(sys.executable)
+    (tmp_path / "bin" / "vllm").touch(0o755)
+    module = tmp_path / "lib" / "vllm" / "entrypoints" / "openai" / "api_server.py"
+    module.parent.mkdir(parents=True)
+    return with_script(Installed(tmp_path / "bin" / "python", module, tmp_path / "seen"), SERVES)
 
 
 @pytest.fixture
@@ -105,9 +109,7 @@ def folder(tmp_path: Path) -> Path:
 
 
 def with_script(installed: Installed, script: str) -> Installed:
-    program = installed.python.with_name("vllm")
-    program.write_text(f"#!{sys.executable}\n{script}")
-    program.chmod(0o755)
+    installed.module.write_text(script)
     return installed
 
 
@@ -149,8 +151,7 @@ async def test_it_is_told_what_it_needs_and_ended(installed: Installed, folder: 
     [start] = installed.starts()
     host, _, port = own.address.rpartition(":")
     assert start.arguments == [
-        "serve",
-        str(folder),
+        f"--model={folder}",
         f"--host={host}",
         f"--port={port}",
         "--served-model-name=writer",
@@ -168,7 +169,7 @@ async def test_it_is_told_what_it_needs_and_ended(installed: Installed, folder: 
 async def test_a_hub_s_model_is_pinned(installed: Installed) -> None:
     async with running(installed, "org/name@0abc") as own:
         assert await names(own) == ["org/name@0abc"]
-    assert installed.starts()[0].arguments[1:4] == ["org/name", "--revision=0abc", "--tokenizer-revision=0abc"]
+    assert installed.starts()[0].arguments[:3] == ["--model=org/name", "--revision=0abc", "--tokenizer-revision=0abc"]
 
 
 @pytest.mark.parametrize("ref", ["org/name", "org/name@", "@0abc", "--trust-remote-code@x", "no/such/folder"])

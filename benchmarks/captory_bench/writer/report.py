@@ -114,7 +114,7 @@ def _arms(figures: dict[str, Any]) -> Table:
         table.add_column(name, justify="right")
     for name, arm in figures["arms"].items():
         low, high = arm["spread"]
-        kept = "" if arm["kept"] is None else f"{arm['true']:.1%}"
+        kept = "" if arm["kept"] is None else f"{arm['kept']:.1%}"
         speed = f"{arm['prompts_per_s']:.1f}", f"{low:.1f} to {high:.1f}"
         table.add_row(name, *speed, str(arm["prompts"]), f"{arm['accepted']:.1%}", kept)
     checks = figures["checks"]

@@ -31,8 +31,8 @@ class _Version(BaseModel):
     version: Annotated[str, Field(max_length=64)]
 
 
-class _Tokens(BaseModel):
-    tokens: list[int]
+class _Text(BaseModel):
+    prompt: str
 
 
 class _Usage(BaseModel):
@@ -71,9 +71,9 @@ def read_version(body: str) -> str:
     return _read(_Version, body).version
 
 
-def read_tokens(body: str) -> list[int]:
-    """The ids of a text."""
-    return _read(_Tokens, body).tokens
+def read_text(body: str) -> str:
+    """The text of ids."""
+    return _read(_Text, body).prompt
 
 
 def read_chat(body: str) -> Answer:

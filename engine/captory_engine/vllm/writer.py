@@ -9,13 +9,13 @@ from typing import Any
 from captory_engine import family as families
 from captory_engine.errors import BadModel, BadOutput
 from captory_engine.modes import Instruction, fill
-from captory_engine.stages import Share
+from captory_engine.stages import Share, framed
 from captory_engine.tokenizer import Tokenizer
-from captory_engine.vllm.answers import read_chat, read_completion, read_tokens
+from captory_engine.vllm.answers import read_chat, read_completion, read_text
 from captory_engine.vllm.server import Server
 from captory_engine.wording import Writer
 
-CHAT, COMPLETIONS, TOKENIZE = "/v1/chat/completions", "/v1/completions", "/tokenize"
+CHAT, COMPLETIONS, DETOKENIZE = "/v1/chat/completions", "/v1/completions", "/detokenize"
 PROBE = "Two red boats, and a crane; 12 houses."
 
 
@@ -26,7 +26,7 @@ async def open_writer(server: Server, spec: families.Writer | None, tokenizer: T
     """
     if await _chats(server):
         return ChatWriter(server)
-    if spec is not None and tokenizer is not None and await _has_tokens(server, spec, tokenizer):
+    if spec is not None and tokenizer is not None and await _has_tokens(server, tokenizer):
         return PlainWriter(server, spec, tokenizer)
     words = f"has no chat template, or none with a system's turn, and is not the family's own writer: {server.model!r}"
     raise BadModel("VLLM_NO_CHAT", f"The model of vLLM at {server.endpoint.address} {words}.")
@@ -58,17 +58,11 @@ class PlainWriter:
 
     async def attempt(self, instruction: Instruction, words: Mapping[str, str], seed: int, share: Share) -> str:
         """One answer, sampled by `seed` (`captory_engine.wording.Writer`)."""
-        prefix, spec = self._prefix(instruction, words), self.spec
-        own: dict[str, Any] = {"temperature": spec.temperature} | ({"top_k": spec.top_k} if spec.top_k else {})
-        room = min(instruction.max_tokens, spec.max_new_tokens, spec.max_positions - len(prefix))
-        body = own | _sampling(self.server, instruction, seed) | {"prompt": prefix, "max_tokens": room}
+        prefix, max_tokens = framed(self.spec, self.tokenizer, instruction, words)
+        own: dict[str, Any] = {"temperature": self.spec.temperature}
+        own |= {"top_k": self.spec.top_k} if self.spec.top_k else {}
+        body = own | _sampling(self.server, instruction, seed) | {"prompt": prefix, "max_tokens": max_tokens}
         return read_completion(await self.server.endpoint.post(COMPLETIONS, body)).text
-
-    def _prefix(self, instruction: Instruction, words: Mapping[str, str]) -> list[int]:
-        """What it reads before it writes; of a text that is too long for it, the beginning."""
-        before, after = self.spec.templates[instruction.task].split("{text}")
-        prefix = [*self.tokenizer.template_ids(before), *self.tokenizer.encode(fill(instruction.text, words))]
-        return [*prefix[: self.spec.max_positions // 2], *self.tokenizer.template_ids(after)]
 
 
 def _sampling(server: Server, instruction: Instruction, seed: int) -> dict[str, Any]:
@@ -99,8 +93,11 @@ async def _chats(server: Server) -> bool:
     return True
 
 
-async def _has_tokens(server: Server, spec: families.Writer, tokenizer: Tokenizer) -> bool:
-    """Whether it reads a text of the family's as the same tokens."""
-    text = next(iter(spec.templates.values())).replace("{text}", PROBE)
-    body = {"model": server.model, "prompt": text, "add_special_tokens": False}
-    return read_tokens(await server.endpoint.post(TOKENIZE, body)) == tokenizer.template_ids(text)
+async def _has_tokens(server: Server, tokenizer: Tokenizer) -> bool:
+    """Whether it reads the family's ids as the same text.
+
+    Not whether it makes the same ids of a text: transformers 5 takes a Qwen2's own normalizer, whatever its file says.
+    """
+    ids = tokenizer.encode(PROBE)
+    text = read_text(await server.endpoint.post(DETOKENIZE, {"model": server.model, "tokens": ids}))
+    return text.strip() == tokenizer.decode(ids)
