@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Mapping
 from contextlib import AsyncExitStack, ExitStack
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from types import MappingProxyType
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -21,7 +19,7 @@ from captory_engine.engines.batching import BatchRule
 from captory_engine.engines.denoiser import Denoiser
 from captory_engine.engines.single_step import SingleStep
 from captory_engine.engines.token_decoder import DecoderShape, TokenDecoder
-from captory_engine.errors import BadModel
+from captory_engine.errors import BadModel, Unavailable
 from captory_engine.family import Family, LocatedFamily, find_family
 from captory_engine.images import encode_image
 from captory_engine.info import FamilyInfo, Limits, ModelInfo
@@ -44,11 +42,11 @@ from captory_engine.sessions.registry import open_session
 from captory_engine.stages import EmbeddedWriter, Painter, schedule_of
 from captory_engine.tokenizer import PromptTokenizer, Tokenizer
 from captory_engine.vllm.options import VllmOptions
-from captory_engine.wording import Worded, Wording, Writer
+from captory_engine.wording import Worded, Wording
 
 if TYPE_CHECKING:
     from captory_engine.sessions.triton_watch import Watch
-    from captory_engine.vllm.server import Server
+    from captory_engine.vllm.roles import Roles
 
 CACHED_CAPTIONS = 4096
 CACHED_TEXTS = 1024
@@ -85,16 +83,6 @@ class EngineConfig:
     vllm: VllmOptions = field(default_factory=VllmOptions)
 
 
-class _OnVllm(NamedTuple):
-    """What is on vLLM. A writer that `chats` takes any task, another only those of the family's templates."""
-
-    servers: Mapping[str, Server] = MappingProxyType({})
-    models: Mapping[str, ModelInfo] = MappingProxyType({})
-    writer: Writer | None = None
-    chats: bool = False
-    captioner: Server | None = None
-
-
 # Where nothing was measured: small graphs, one CPU core a lane. Costs are milliseconds a row.
 PROFILES = {
     "vision": Profile(max_rows=8, row_cost=2.0, min_rows=EXACT_ROWS),
@@ -114,9 +102,8 @@ async def open_pipeline(config: EngineConfig) -> Pipeline:
     """
     modes = await asyncio.to_thread(read_modes, config.modes)
     located = await asyncio.to_thread(find_family, config.repository, config.family)
+    here = _done_here(located.family, config)
     async with AsyncExitStack() as unless_open:
-        on_vllm = await _open_on_vllm(located, config, unless_open)
-        here = located.family.model_copy(update={"writer": None}) if on_vllm.writer else located.family
         watch = _watch(here, config)
         if watch:
             unless_open.push_async_callback(watch.close)
@@ -125,35 +112,30 @@ async def open_pipeline(config: EngineConfig) -> Pipeline:
         unless_open.push_async_callback(_close, opening)
         sessions = await asyncio.shield(opening)
         profiles = await asyncio.to_thread(_profiles, here, sessions, config)
-        pipeline = _build(located, modes, sessions, profiles, config, on_vllm, watch)
+        roles = await _open_roles(located, config, unless_open)
+        pipeline = _build(located, here, modes, sessions, profiles, config, roles, watch)
         unless_open.push_async_callback(pipeline.close)
         await _warm_up(pipeline)
         unless_open.pop_all()
     return pipeline
 
 
-async def _open_on_vllm(located: LocatedFamily, config: EngineConfig, unless_open: AsyncExitStack) -> _OnVllm:
-    """Reach or start the servers that are named; one may be both writer and captioner."""
-    if not (config.writer or config.captioner):
-        return _OnVllm()
-    from captory_engine.vllm.captioner import captioner_info, check_vision
-    from captory_engine.vllm.server import open_server
-    from captory_engine.vllm.writer import ChatWriter, open_writer
+def _done_here(family: Family, config: EngineConfig) -> Family:
+    """The family without the parts that vLLM takes the place of. Raises `BadModel` where no captioner is left."""
+    if family.captioner is None and not config.captioner:
+        words = f"The family {family.name!r} has no captioner of its own: name one on vLLM by --captioner."
+        raise BadModel("NO_CAPTIONER", words)
+    taken = {"writer": config.writer, "captioner": config.captioner}
+    return family.model_copy(update={part: None for part, place in taken.items() if place})
 
-    servers: dict[str, Server] = {}
-    for value in filter(None, dict.fromkeys((config.writer, config.captioner))):
-        servers[value] = await open_server(value, config.vllm)
-        unless_open.push_async_callback(servers[value].close)
-    models: dict[str, ModelInfo] = {}
-    writer = None
-    if config.writer:
-        spec, server = located.family.writer, servers[config.writer]
-        writer = await open_writer(server, spec, Tokenizer(located.root / spec.tokenizer) if spec else None)
-        models["vllm_writer"] = server.info
-    if config.captioner:
-        await check_vision(servers[config.captioner])
-        models["vllm_captioner"] = captioner_info(servers[config.captioner])
-    return _OnVllm(servers, models, writer, isinstance(writer, ChatWriter), servers.get(config.captioner))
+
+async def _open_roles(located: LocatedFamily, config: EngineConfig, unless_open: AsyncExitStack) -> Roles | None:
+    """What is on vLLM; None where nothing is, and then nothing of it is imported."""
+    if not (config.writer or config.captioner):
+        return None
+    from captory_engine.vllm.roles import open_roles
+
+    return await open_roles(located, config.writer, config.captioner, config.vllm, unless_open)
 
 
 def _watch(family: Family, config: EngineConfig) -> Watch | None:
@@ -222,45 +204,47 @@ def _profiles(family: Family, sessions: dict[str, Session], config: EngineConfig
 
 def _build(
     located: LocatedFamily,
+    here: Family,
     modes: Modes,
     sessions: dict[str, Session],
     profiles: dict[str, Profile],
     config: EngineConfig,
-    on_vllm: _OnVllm,
+    roles: Roles | None,
     watch: Watch | None,
 ) -> Pipeline:
     root, family = located
-    device, codecs = _device(_engines(family, sessions, profiles), sessions, config, watch), Codecs()
+    device, codecs = _device(_engines(here, sessions, profiles), sessions, config, watch), Codecs()
     return Pipeline(
-        _info(family, modes, sessions, config.limits, on_vllm),
+        _info(family, modes, sessions, config.limits, roles),
         device,
-        _captioner(root, family, device, codecs, config.limits, on_vllm),
-        _wording(root, family, device, on_vllm),
+        _captioner(root, here, device, codecs, config.limits, roles),
+        _wording(root, here, device, roles),
         Painter(device, family.painter, _prompt_tokenizers(root, family), CACHED_TEXTS),
         modes,
         codecs,
         [*sessions.values()],
-        closers=[server.close for server in on_vllm.servers.values()],
+        remotes=roles.servers if roles else (),
     )
 
 
 def _captioner(
-    root: Path, family: Family, device: Device, codecs: Codecs, limits: Limits, on_vllm: _OnVllm
+    root: Path, here: Family, device: Device, codecs: Codecs, limits: Limits, roles: Roles | None
 ) -> Captioner:
     captions = SingleFlight(LruCache[Captioned](CACHED_CAPTIONS, CACHED_CAPTIONS << 10, lambda words: len(words.text)))
-    if on_vllm.captioner is not None:
+    if roles and roles.captioner:
         from captory_engine.vllm.captioner import VllmCaptioner
 
-        return VllmCaptioner(on_vllm.captioner, captions, codecs, limits.max_image_pixels)
-    tokenizer = Tokenizer(root / family.captioner.tokenizer)
-    return EmbeddedCaptioner(device, family.captioner, tokenizer, captions, codecs, limits.max_image_pixels)
+        return VllmCaptioner(roles.captioner, captions, codecs, limits.max_image_pixels)
+    assert here.captioner is not None, "a family is opened only with a captioner, its own or one on vLLM"
+    tokenizer = Tokenizer(root / here.captioner.tokenizer)
+    return EmbeddedCaptioner(device, here.captioner, tokenizer, captions, codecs, limits.max_image_pixels)
 
 
-def _wording(root: Path, family: Family, device: Device, on_vllm: _OnVllm) -> Wording | None:
+def _wording(root: Path, here: Family, device: Device, roles: Roles | None) -> Wording | None:
     """The language model, if there is one."""
-    writer = on_vllm.writer
-    if writer is None and family.writer is not None:
-        writer = EmbeddedWriter(device, family.writer, Tokenizer(root / family.writer.tokenizer))
+    writer = roles.writer if roles else None
+    if writer is None and here.writer is not None:
+        writer = EmbeddedWriter(device, here.writer, Tokenizer(root / here.writer.tokenizer))
     words = LruCache[Worded](CACHED_CAPTIONS, CACHED_CAPTIONS << 10, lambda worded: len(worded.text or ""))
     return Wording(writer, SingleFlight(words)) if writer else None
 
@@ -287,19 +271,19 @@ def _prompt_tokenizers(root: Path, family: Family) -> dict[str, PromptTokenizer]
     }
 
 
-def _engines(family: Family, sessions: dict[str, Session], profiles: dict[str, Profile]) -> list[StepEngine[Any]]:
+def _engines(here: Family, sessions: dict[str, Session], profiles: dict[str, Profile]) -> list[StepEngine[Any]]:
     """The engines in pipeline order."""
-    captioner, writer, painter = family.captioner, family.writer, family.painter
+    captioner, writer, painter = here.captioner, here.writer, here.painter
     rule = BatchRule(exact_rows=EXACT_ROWS)
     wording = BatchRule(exact_rows=EXACT_ROWS, always=True)  # a changed bit may change a word, in `stable` too
-    words = DecoderShape(
-        captioner.num_layers, captioner.num_heads, captioner.head_dim, captioner.max_positions, captioner.eos_id
-    )
-    engines: list[StepEngine[Any]] = [
-        SingleStep("vision", sessions[captioner.vision], profiles["vision"], wording),
-        TokenDecoder("caption", sessions[captioner.decoder], words, profiles["caption"], wording),
-    ]
-    if writer and writer.decoder in sessions:
+    engines: list[StepEngine[Any]] = []
+    if captioner:
+        engines.append(SingleStep("vision", sessions[captioner.vision], profiles["vision"], wording))
+        shape = DecoderShape(
+            captioner.num_layers, captioner.num_heads, captioner.head_dim, captioner.max_positions, captioner.eos_id
+        )
+        engines.append(TokenDecoder("caption", sessions[captioner.decoder], shape, profiles["caption"], wording))
+    if writer:
         shape = DecoderShape(
             writer.num_layers, writer.num_kv_heads, writer.head_dim, writer.max_positions, writer.eos_id
         )
@@ -312,12 +296,16 @@ def _engines(family: Family, sessions: dict[str, Session], profiles: dict[str, P
     ]
 
 
-def _info(family: Family, modes: Modes, sessions: dict[str, Session], limits: Limits, on_vllm: _OnVllm) -> FamilyInfo:
+def _info(
+    family: Family, modes: Modes, sessions: dict[str, Session], limits: Limits, roles: Roles | None
+) -> FamilyInfo:
     defaults, (width, height) = family.painter.defaults, family.painter.sizes[0]
-    offered = tuple(mode for mode, plan in modes.plans.items() if on_vllm.chats or _can_word(family, plan))
+    chats = roles is not None and roles.chats
+    offered = tuple(mode for mode, plan in modes.plans.items() if chats or _can_word(family, plan))
+    own = {name: ModelInfo(session.digest, session.backend) for name, session in sessions.items()}
     return FamilyInfo(
         name=family.name,
-        models=_models(family, sessions, on_vllm),
+        models=own | (roles.models if roles else {}),
         defaults=Parameters(defaults.steps, defaults.guidance_scale, defaults.sampler, width, height),
         sizes=family.painter.sizes,
         samplers=samplers_of(schedule_of(family.painter)),
@@ -329,22 +317,20 @@ def _info(family: Family, modes: Modes, sessions: dict[str, Session], limits: Li
     )
 
 
-def _models(family: Family, sessions: dict[str, Session], on_vllm: _OnVllm) -> dict[str, ModelInfo]:
-    """What makes words and images; a captioner of the family's that is not asked is none of it."""
-    idle = {family.captioner.vision, family.captioner.decoder} if on_vllm.captioner else set()
-    own = {name: ModelInfo(one.digest, one.backend) for name, one in sessions.items() if name not in idle}
-    return own | dict(on_vllm.models)
-
-
 def _can_word(family: Family, plan: PromptPlan) -> bool:
     """Whether the mode needs no language model, or the family's was trained for its task."""
     return plan.instruction is None or (family.writer is not None and plan.instruction.task in family.writer.templates)
 
 
 async def _warm_up(pipeline: Pipeline) -> None:
-    """One item through every stage, so that the first caller does not pay for first calls. Raises `BadModel`."""
+    """One item through every stage, so that the first caller does not pay for first calls.
+
+    Raises `BadModel`, and `Unavailable` when what is elsewhere went away meanwhile.
+    """
     try:
         await _first(pipeline)
+    except Unavailable:
+        raise
     except Exception as error:
         raise BadModel("WARM_UP", f"the family {pipeline.info.name!r} is loaded but cannot paint") from error
 
@@ -357,4 +343,4 @@ async def _first(pipeline: Pipeline) -> None:
     item = Item("warm-up", parameters, (Sample(0, 0, 0),), mode=mode, class_name="photo", image=image)
     async for event in pipeline.run(item):
         if isinstance(event, Failed):
-            raise BadModel(event.reason, event.message)
+            raise (Unavailable if event.status == Unavailable.grpc_status else BadModel)(event.reason, event.message)

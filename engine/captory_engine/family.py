@@ -177,20 +177,23 @@ class Source(_Section):
 
 
 class Family(_Section):
-    """The whole family. `in_world_only`: what it makes of real photographs is outside what it learnt."""
+    """The whole family. `in_world_only`: what it makes of real photographs is outside what it learnt.
+
+    One without a captioner is served with one on vLLM.
+    """
 
     name: ModelName
     description: str
     in_world_only: bool
     sources: dict[Literal["captioner", "writer", "painter"], Source] = {}
-    captioner: Captioner
+    captioner: Captioner | None = None
     painter: Painter
     writer: Writer | None = None
 
     @property
     def models(self) -> tuple[str, ...]:
         """The names of all its models, captioner first."""
-        names = [self.captioner.vision, self.captioner.decoder]
+        names = [self.captioner.vision, self.captioner.decoder] if self.captioner else []
         names += [self.writer.decoder] if self.writer else []
         names += [self.painter.text_encoder, self.painter.denoiser, self.painter.vae_decoder]
         return tuple(dict.fromkeys(names))
@@ -198,7 +201,7 @@ class Family(_Section):
     @property
     def token_decoders(self) -> frozenset[str]:
         """The names of the models that decode token by token, with a cache."""
-        return frozenset([self.captioner.decoder] + ([self.writer.decoder] if self.writer else []))
+        return frozenset(part.decoder for part in (self.captioner, self.writer) if part)
 
 
 class LocatedFamily(NamedTuple):

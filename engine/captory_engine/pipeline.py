@@ -6,9 +6,9 @@ import asyncio
 import hashlib
 import logging
 import time
-from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
+from collections.abc import AsyncGenerator, Callable, Sequence
 from dataclasses import replace
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 from captory_engine import images
 from captory_engine.captioning import Captioner
@@ -39,6 +39,19 @@ from captory_engine.wording import Wording
 log = logging.getLogger(__name__)
 
 
+class Remote(Protocol):
+    """A server elsewhere that some stage asks."""
+
+    @property
+    def answers(self) -> bool:
+        """Whether it did so when it was last asked."""
+        ...
+
+    async def close(self) -> None:
+        """Ask it no more."""
+        ...
+
+
 class Pipeline:
     """All stages over one device. Items ride together wherever they can; each is alone in its errors."""
 
@@ -53,7 +66,7 @@ class Pipeline:
         codecs: Codecs,
         sessions: Sequence[Session] = (),
         *,
-        closers: Sequence[Callable[[], Awaitable[object]]] = (),
+        remotes: Sequence[Remote] = (),
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self.info = info
@@ -64,7 +77,7 @@ class Pipeline:
         self._painter = painter
         self._codecs = codecs
         self._sessions = sessions
-        self._closers = closers
+        self._remotes = remotes
         self._clock = clock
         self._models = {name: model.sha256 for name, model in info.models.items()}
         self._loop = asyncio.create_task(device.serve(), name="captory-device")
@@ -77,9 +90,18 @@ class Pipeline:
         return not self._loop.done()
 
     @property
+    def answers(self) -> bool:
+        """Whether work that comes now is begun now; what is elsewhere may be away."""
+        return self.device.answers and all(remote.answers for remote in self._remotes)
+
+    @property
     def num_items(self) -> int:
         """Items in flight."""
         return self._num_items
+
+    def rounds(self, item: Item) -> int:
+        """How often each image of the item is painted: more than once only in a closed loop."""
+        return self.modes.plans[item.mode].rounds if item.prompt is None else 1
 
     async def live(self, item: Item, emit: Callable[[Event], object]) -> None:
         """Live the item's life in the caller's task, which may be cancelled; `emit` takes its events, `Done` last.
@@ -115,8 +137,8 @@ class Pipeline:
         self._loop.cancel()
         await asyncio.gather(self._loop, return_exceptions=True)
         await self.device.close()
-        for closer in self._closers:
-            await closer()
+        for remote in self._remotes:
+            await remote.close()
         self._codecs.close()
         for session in self._sessions:
             session.close()
@@ -245,7 +267,7 @@ class _Life:
     async def _make(self, sample: Sample) -> None:
         painting = self._item.parameters.stop_after is Stage.IMAGE
         words = await self._words(sample, self._caption_of(sample))
-        for turn in range(1, self._rounds if painting else 1):
+        for turn in range(1, self._pipeline.rounds(self._item) if painting else 1):
             words = await self._retold(sample, words, turn)
         self._announce(words, sample)
         if words.tokens.dropped:
@@ -283,10 +305,6 @@ class _Life:
         [said] = [captioned.text async for captioned in captions]
         retold = await self._words(sample, said)
         return retold._replace(caption=words.caption, synthetic_captions=(*words.synthetic_captions, said))
-
-    @property
-    def _rounds(self) -> int:
-        return self._plan.rounds if self._item.prompt is None else 1
 
     def _length(self, sample: Sample) -> CaptionLength | None:
         return caption_length(self._plan, sample.seed, self._item.attributes)

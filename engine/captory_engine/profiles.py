@@ -100,8 +100,9 @@ def fitting(curves: Iterable[Curve], sessions: Mapping[str, Session], num_lanes:
     """By model, the curves of these sessions; another machine's or another digest's is told and not used."""
     used = {}
     for curve in curves:
-        session = sessions.get(curve.model)
-        if session is not None and curve.fits(session, num_lanes):
+        if curve.model not in sessions:  # what it does is done elsewhere this time
+            continue
+        if curve.fits(sessions[curve.model], num_lanes):
             used[curve.model] = curve
         else:
             log.warning("the profile of %s is of another graph, machine or setting and is not used", curve.model)
@@ -113,11 +114,12 @@ def measured(
 ) -> dict[str, Curve]:
     """By stage, the curves kept at `path` for these sessions; what is missing is measured now, if it may be."""
     started_s = time.monotonic()
-    known = fitting(load(path), sessions, num_lanes)
+    kept = load(path)
+    known = fitting(kept, sessions, num_lanes)
     if may_measure and (missing := [stage for stage in stages(family).values() if stage[0] not in known]):
         new = {model: measure(model, sessions[model], positions, num_lanes) for model, positions in missing}
         known |= new
-        keep(path, known.values())
+        keep(path, [*(curve for curve in kept if curve.model not in sessions), *known.values()])
         log.info("measured batch sizes of %d graphs in %.1f s", len(new), time.monotonic() - started_s)
     return {stage: known[model] for stage, (model, _) in stages(family).items() if model in known}
 
@@ -133,11 +135,11 @@ def keep(path: Path, curves: Iterable[Curve]) -> None:
 def stages(family: Family) -> dict[str, tuple[str, int]]:
     """By stage, in pipeline order, its model and the positions of its cache, 0 where it has none."""
     captioner, writer, painter = family.captioner, family.writer, family.painter
-    writing = {"write": (writer.decoder, writer.max_positions)} if writer else {}
+    looking = {"vision": (captioner.vision, 0)} if captioner else {}
+    words = {"caption": captioner, "write": writer}
     return {
-        "vision": (captioner.vision, 0),
-        "caption": (captioner.decoder, captioner.max_positions),
-        **writing,
+        **looking,
+        **{stage: (part.decoder, part.max_positions) for stage, part in words.items() if part},
         "text": (painter.text_encoder, 0),
         "denoise": (painter.denoiser, 0),
         "vae": (painter.vae_decoder, 0),

@@ -17,11 +17,14 @@ from fake_vllm import CHAT, SENTENCE, Peer, raw, serving, status
 from families import fake_repository
 from PIL import Image
 
+from captory_engine import assembly
 from captory_engine.assembly import EngineConfig, open_pipeline
-from captory_engine.errors import BadModel, BadOutput, InvalidInput
+from captory_engine.errors import BadModel, BadOutput, InvalidInput, Unavailable
+from captory_engine.family import LocatedFamily, find_family
 from captory_engine.items import Captioned, Event, Item, Mode, Painted, Sample, Stage
 from captory_engine.pipeline import Pipeline
 from captory_engine.vllm.captioner import MAX_SIDE_PX, TELLINGS
+from captory_engine.vllm.endpoint import Endpoint
 from captory_engine.vllm.options import VllmOptions
 
 INLINE = "data:image/png;base64,"
@@ -160,6 +163,35 @@ async def test_a_model_without_eyes_is_refused_at_start(repository: Path, peer: 
     with pytest.raises(BadModel, match=r"'model-a' .*takes no pictures"):
         async with captioning(repository, address):
             pass
+
+
+async def test_what_was_opened_is_closed_when_the_start_ends_early(
+    repository: Path, peer: Peer, address: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    closed = []
+
+    async def close(endpoint: Endpoint) -> None:
+        closed.append(endpoint.address)
+
+    monkeypatch.setattr(Endpoint, "close", close)
+    peer.faults = [raw(b'{"choices": [{"message": {"content": "a boat"}}]}'), status(500)]  # seen, then not
+    with pytest.raises(Unavailable, match="HTTP 500"):
+        async with captioning(repository, address):
+            pass
+    assert set(closed) == {address}
+
+
+async def test_a_family_need_not_have_a_captioner(
+    repository: Path, address: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    root, family = find_family(repository)
+    painter = LocatedFamily(root, family.model_copy(update={"captioner": None}))
+    monkeypatch.setattr(assembly, "find_family", lambda *_: painter)
+    async with captioning(repository, address) as pipeline:
+        events = await events_of(pipeline, photograph(64, 64), Mode.CIP)
+        assert [event.provenance.caption for event in events if isinstance(event, Painted)] == [SENTENCE]
+    with pytest.raises(BadModel, match="--captioner"):
+        await open_pipeline(EngineConfig(repository, backend="fake"))
 
 
 async def test_one_server_may_be_both(repository: Path, peer: Peer, address: str) -> None:

@@ -11,6 +11,7 @@ import json
 import logging
 import os
 from collections.abc import Mapping
+from contextlib import suppress
 from http import HTTPStatus
 from typing import Any
 
@@ -54,6 +55,7 @@ class Endpoint:
         self._options = options
         self._window = asyncio.Semaphore(options.max_concurrent)
         self._answers = False
+        self._asking: asyncio.Task[None] | None = None
         self._client = httpx.AsyncClient(
             base_url=f"http://{address}",
             headers={"Accept-Encoding": "identity"} | ({"Authorization": f"Bearer {key}"} if key else {}),
@@ -61,6 +63,11 @@ class Endpoint:
             limits=httpx.Limits(keepalive_expiry=KEEP_ALIVE_S),
             trust_env=False,
         )
+
+    @property
+    def answers(self) -> bool:
+        """Whether it did so when it was last asked; while it does not, it is asked every second."""
+        return self._answers
 
     async def get(self, path: str) -> str:
         """What is at `path`; raises as `post`."""
@@ -76,6 +83,9 @@ class Endpoint:
 
     async def close(self) -> None:
         """End all connections."""
+        if self._asking is not None:
+            self._asking.cancel()
+            await asyncio.wait([self._asking])
         await self._client.aclose()
 
     async def _patiently(self, method: str, path: str, content: bytes | None) -> str:
@@ -134,9 +144,16 @@ class Endpoint:
         return Unavailable("VLLM_FAILED", f"vLLM at {self.address} answers with HTTP {status}; its log says why.")
 
     def _note(self, *, answers: bool) -> None:
-        """Log the change, not every request that meets it."""
+        """Log the change, not every request that meets it; see to it that its return is noticed too."""
         if answers and not self._answers:
             log.info("vLLM at %s answers", self.address)
         elif self._answers and not answers:
             log.warning("vLLM at %s does not answer; asking again", self.address)
+            self._asking = asyncio.create_task(self._ask_until_back(), name="captory-vllm-away")
         self._answers = answers
+
+    async def _ask_until_back(self) -> None:
+        while not self._answers:
+            await asyncio.sleep(LONGEST_PAUSE_S)
+            with suppress(CaptoryError):
+                await self._once("GET", "/health", None)

@@ -30,6 +30,8 @@ _SERVE = ("-m", "vllm.entrypoints.openai.api_server")
 _END_WITH_PARENT = (
     "import ctypes, os, sys; ctypes.CDLL(None).prctl(1, 15); os.execv(sys.argv[1], sys.argv[1:])"  # PR_SET_PDEATHSIG
 )
+# Else vLLM takes nearly all of the machine's memory for its cache, touches every page of it, and the painter starves.
+_ON_A_CPU = {"VLLM_CPU_KVCACHE_SPACE": "2"}  # GiB; on a GPU it means nothing
 
 log = logging.getLogger(__name__)
 
@@ -60,11 +62,15 @@ class LocalVllm:
         self._key = key
         self._first_pause_s = first_pause_s
         self._command = [str(python), "-c", _END_WITH_PARENT, str(python), *_SERVE, *self._arguments(ref)]
-        self._environment = os.environ | {
-            "PATH": f"{python.parent}:{os.environ.get('PATH', os.defpath)}",
-            "VLLM_API_KEY": key,
-            "VLLM_NO_USAGE_STATS": "1",
-        }
+        self._environment = (
+            _ON_A_CPU
+            | os.environ
+            | {
+                "PATH": f"{python.parent}:{os.environ.get('PATH', os.defpath)}",
+                "VLLM_API_KEY": key,
+                "VLLM_NO_USAGE_STATS": "1",
+            }
+        )
         self._log = _open_log(options.log_file)
         self._process: asyncio.subprocess.Process | None = None
         self._watch: asyncio.Task[None] | None = None

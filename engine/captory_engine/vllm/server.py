@@ -30,6 +30,11 @@ class Server:
     info: ModelInfo
     process: LocalVllm | None = None
 
+    @property
+    def answers(self) -> bool:
+        """Whether it did so when it was last asked."""
+        return self.endpoint.answers
+
     async def close(self) -> None:
         """End the connections and, of a server of ours, the process."""
         await self.endpoint.close()
