@@ -68,7 +68,7 @@ bench: $(BENCH)/.ready
 	$(BENCH)/bin/captory bench all --out build/bench
 
 bench-full: $(BENCH)/.ready
-	-$(MAKE) triton-env
+	-$(MAKE) triton-env vllm-env
 	$(BENCH)/bin/captory bench all --full --out benchmarks/results; status=$$?; \
 		$(BENCH)/bin/captory bench report benchmarks/results && exit $$status
 

@@ -78,7 +78,6 @@ class FakeDevice:
     """Counts that a test sets."""
 
     num_lanes: int = 2
-    answers: bool = True
     uptime_s: float = 1.0
     counts: dict[str, StageCounts] = field(default_factory=dict)
 
@@ -90,7 +89,7 @@ class FakePipeline:
         self.info = info or family_info()
         self.faults = faults or Faults()
         self.device = FakeDevice()
-        self.healthy = True
+        self.healthy = self.answers = True
         self.closed = False
         self.gate = asyncio.Event()
         self.gate.set()
@@ -106,6 +105,9 @@ class FakePipeline:
         """Come back when `num` items run."""
         async with self.changed:
             await self.changed.wait_for(lambda: self.num_running == num)
+
+    def rounds(self, item: Item) -> int:
+        return 2 if item.mode is Mode.CLOSED_LOOP and item.prompt is None else 1
 
     async def live(self, item: Item, emit: Callable[[Event], object]) -> None:
         async with aclosing(self.run(item)) as events:
@@ -198,8 +200,9 @@ def describe(image: bytes) -> str:
 
 
 def prompt_of(item: Item, caption: str) -> str:
+    told = ", ".join(item.attributes) if item.mode is Mode.FACE and item.attributes else caption
     return item.prompt or ", ".join(
-        part for part in (item.class_name and f"a photo of {item.class_name}", caption) if part
+        part for part in (item.class_name and f"a photo of {item.class_name}", told) if part
     )
 
 

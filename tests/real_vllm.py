@@ -1,4 +1,4 @@
-"""A real vLLM for the tests that need one: picto's writer, on the CPU, out of the environment of `make vllm-env`."""
+"""A real vLLM for the tests that need one, on the CPU, out of the environment of `make vllm-env`."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import socket
 import subprocess
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO, NamedTuple
@@ -53,12 +53,13 @@ class RealVllm(NamedTuple):
 
 
 @contextmanager
-def vllm_server(port: int = 0) -> Iterator[RealVllm]:
-    """Serve picto's writer until the block is left, on `port` or, for 0, on a free one."""
+def vllm_server(port: int = 0, model: Path = WRITER, arguments: Sequence[str] = ()) -> Iterator[RealVllm]:
+    """Serve a folder, picto's writer if no other, until the block is left; on `port` or, for 0, on a free one."""
     python = find_python()
     port = port or free_port()
     module = "vllm.entrypoints.openai.api_server"
-    command = [python, "-m", module, f"--model={WRITER}", "--host=127.0.0.1", f"--port={port}", *ARGUMENTS]
+    place = (f"--model={model}", "--host=127.0.0.1", f"--port={port}")
+    command = [python, "-m", module, *place, *ARGUMENTS, *arguments]
     environment = {**os.environ, **ENVIRONMENT, "PATH": f"{python.parent}:{os.environ['PATH']}"}
     with tempfile.TemporaryFile("a+b") as log:
         process = subprocess.Popen(

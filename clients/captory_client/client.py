@@ -77,7 +77,7 @@ class Client:
         return response.caption
 
     async def prompt(self, caption: str, *, deadline_s: float | None = None, **fields: Any) -> list[pb.PromptResult]:
-        """The prompts of a caption. `fields` are those of `PromptRequest`: class_name, mode, n, seed."""
+        """The prompts of a caption. `fields` are those of `PromptRequest`: class_name, mode, attributes, n, seed."""
         request = pb.PromptRequest(caption=caption, **fields)
         response = await _explained(self._stub.Prompt(request, timeout=deadline_s))
         return list(response.prompts)

@@ -28,7 +28,10 @@ PASSING = {"UNAVAILABLE", "RESOURCE_EXHAUSTED", "DEADLINE_EXCEEDED"}  # the same
 
 @dataclass(frozen=True, slots=True)
 class Run:
-    """What to run. `asked` holds the parameters that were given, by the names of a `JobSpec`; None is not given."""
+    """What to run. `asked` holds the parameters that were given, by the names of a `JobSpec`; None is not given.
+
+    `own_server` are options of the server that is started for the run: modes, writer, captioner; likewise.
+    """
 
     input: Path
     out: Path
@@ -40,6 +43,7 @@ class Run:
     limit: int | None = None
     recaption: bool = False
     class_names: str = "raw"
+    own_server: Mapping[str, object] = field(default_factory=dict)
 
 
 async def execute(run: Run, stop: asyncio.Event, display: Display) -> JobSummary:
@@ -70,8 +74,12 @@ async def plan(run: Run) -> tuple[JobSpec, Plan]:
 
 
 def open_workshop(run: Run) -> Workshop:
-    """The run's server, not started yet."""
-    return Workshop(run.server, ["--family", run.family] if run.family else [])
+    """The run's server, not started yet. Raises `SpecError` for options that a running server cannot be given."""
+    own = {name: str(value) for name, value in run.own_server.items() if value is not None}
+    if run.server is not None and own:
+        raise SpecError(f"{', '.join(own)}: for a server that is started here; the one at {run.server} has its own")
+    options = own | ({"family": run.family} if run.family else {})
+    return Workshop(run.server, [f"--{name}={value}" for name, value in options.items()])
 
 
 async def settle_run(run: Run, workshop: Workshop) -> JobSpec:

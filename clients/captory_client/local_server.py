@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -19,6 +20,9 @@ SERVER_COMMAND = (sys.executable, "-m", "captory_server")
 MAX_SOCKET_PATH_BYTES = 107
 SOCKET = "captory.sock"
 LOG_TAIL_BYTES = 4000
+START_TIMEOUT_S = 120.0
+VLLM_START_TIMEOUT_S = 660.0  # a vLLM of the server's own has 600 s to load its model
+OWN_VLLM = re.compile(r"(^|=)vllm:(?!//)")
 USAGE = 2  # the exit code of a server whose settings are wrong
 
 
@@ -30,12 +34,12 @@ class LocalServer:
         options: Sequence[str] = (),
         *,
         command: Sequence[str] | None = None,
-        start_timeout_s: float = 120.0,
+        start_timeout_s: float | None = None,
         stop_timeout_s: float = 10.0,
         max_restarts: int = 3,
     ) -> None:
         self._command = [*(command or SERVER_COMMAND), *options]
-        self._start_timeout_s = start_timeout_s
+        self._start_timeout_s = start_timeout_s or _start_timeout_s(options)
         self._stop_timeout_s = stop_timeout_s
         self._restarts_left = max_restarts
 
@@ -131,6 +135,12 @@ class LocalServer:
         self._log.seek(max(0, size - LOG_TAIL_BYTES))
         words = self._log.read().decode(errors="replace").strip()
         return f"; its log ends with:\n{words}" if words else ", it logged nothing"
+
+
+def _start_timeout_s(options: Sequence[str]) -> float:
+    """How long a server with these options may take to start."""
+    words = [*options, *(os.environ.get(name, "") for name in ("CAPTORY_WRITER", "CAPTORY_CAPTIONER"))]
+    return VLLM_START_TIMEOUT_S if any(map(OWN_VLLM.search, words)) else START_TIMEOUT_S
 
 
 def _private_folder() -> Path:

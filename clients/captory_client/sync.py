@@ -47,7 +47,7 @@ class Client:
         return self._wait(self._client.caption(image, length=length, deadline_s=deadline_s))
 
     def prompt(self, caption: str, *, deadline_s: float | None = None, **fields: Any) -> list[pb.PromptResult]:
-        """The prompts of a caption. `fields` are those of `PromptRequest`: class_name, mode, n, seed."""
+        """The prompts of a caption. `fields` are those of `PromptRequest`: class_name, mode, attributes, n, seed."""
         return self._wait(self._client.prompt(caption, deadline_s=deadline_s, **fields))
 
     def generate(self, prompt: str, *, deadline_s: float | None = None, **parameters: Any) -> list[pb.ImageResult]:

@@ -17,12 +17,12 @@ from captory_server.ports import Pipeline
 RETRY_AFTER_S = 1.0
 
 
-def price(item: Item) -> int:
-    """What an item costs, in pixel steps: width x height x steps x images; an item that paints nothing costs 1."""
+def price(item: Item, rounds: int) -> int:
+    """What an item costs, in pixel steps: width x height x steps x images x rounds; one that paints nothing costs 1."""
     asked = item.parameters
     if asked.stop_after is not Stage.IMAGE:
         return 1
-    return asked.width * asked.height * asked.steps * len(item.samples)
+    return asked.width * asked.height * asked.steps * len(item.samples) * rounds
 
 
 def num_input_bytes(item: Item) -> int:
@@ -42,6 +42,7 @@ class Admission:
         max_input_bytes: int,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
+        self._rounds = pipeline.rounds
         self._max_item_price = max_item_price
         self._room = Gate(max_queued_price)
         self._input_room = Gate(max_input_bytes)
@@ -69,17 +70,18 @@ class Admission:
     async def at_once(self, item: Item) -> AsyncIterator[Item]:
         """Take the item now or refuse it, also when it would not be done before its deadline."""
         self._check(item)
-        if not self._room.try_enter(price(item)):
+        units = self._price(item)
+        if not self._room.try_enter(units):
             raise Exhausted("NO_ROOM", "the server is full", retry_after_s=RETRY_AFTER_S)
         try:
             with self._place(), self._paced(item), self._counted():
                 yield item
         finally:
-            self._room.leave(price(item))
+            self._room.leave(units)
 
     async def _enter(self, item: Item, held: list[tuple[Gate, int]]) -> None:
         """Take all that the item needs, one after another; `held` is what it has, whatever happens."""
-        needs = (self._input_room, num_input_bytes(item)), (self._room, price(item)), (self._places, 1)
+        needs = (self._input_room, num_input_bytes(item)), (self._room, self._price(item)), (self._places, 1)
         try:
             async with asyncio.timeout(item.parameters.deadline_s):
                 for gate, units in needs:
@@ -101,7 +103,7 @@ class Admission:
     @contextmanager
     def _paced(self, item: Item) -> Iterator[None]:
         """Refuse an item that would not be painted before its deadline; what paints nothing takes hardly any time."""
-        units, deadline_s = price(item), item.parameters.deadline_s
+        units, deadline_s = self._price(item), item.parameters.deadline_s
         if item.parameters.stop_after is not Stage.IMAGE:
             yield
             return
@@ -110,11 +112,14 @@ class Admission:
         with self._pace.holding(units, deadline_s):
             yield
 
+    def _price(self, item: Item) -> int:
+        return price(item, self._rounds(item))
+
     def _check(self, item: Item) -> None:
-        if price(item) > self._max_item_price:
+        if self._price(item) > self._max_item_price:
             raise InvalidInput(
                 "TOO_EXPENSIVE",
-                f"width x height x steps x images is {price(item)}, more than {self._max_item_price}",
+                f"width x height x steps x images x rounds is {self._price(item)}, more than {self._max_item_price}",
                 field="parameters",
             )
 

@@ -77,7 +77,7 @@ class App:
     @property
     def _serves(self) -> bool:
         """Whether work that comes now is begun now."""
-        return self.pipeline is not None and self.service.healthy and self.pipeline.device.answers
+        return self.pipeline is not None and self.service.healthy and self.pipeline.answers
 
     async def drain(self) -> None:
         """Take nothing new, finish what is admitted within the grace, cancel the rest."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Sequence
 from dataclasses import replace
 
 from captory_data.identity import image_indices
@@ -33,7 +34,7 @@ def read_item(message: pb.Item, info: FamilyInfo) -> items.Item:
         image=image,
         caption=caption,
         prompt=prompt,
-        attributes=_read_attributes(message, info.limits.max_text_bytes),
+        attributes=_read_attributes(message.attributes, info.limits.max_text_bytes),
     )
 
 
@@ -61,6 +62,7 @@ def read_prompt_request(message: pb.PromptRequest, info: FamilyInfo) -> items.It
         mode=mode,
         class_name=check_text("class_name", message.class_name, info.limits.max_text_bytes),
         caption=check_text("caption", message.caption, info.limits.max_text_bytes, may_be_empty=False),
+        attributes=_read_attributes(message.attributes, info.limits.max_text_bytes),
     )
 
 
@@ -132,13 +134,11 @@ def _check_image(image: bytes, info: FamilyInfo) -> bytes:
     return image
 
 
-def _read_attributes(message: pb.Item, max_bytes: int) -> tuple[str, ...]:
+def _read_attributes(given: Sequence[str], max_bytes: int) -> tuple[str, ...]:
     """The attributes, which have `max_bytes` together."""
-    check_int("attributes (count)", len(message.attributes), 0, MAX_ATTRIBUTES)
-    check_int("attributes (bytes)", sum(len(one.encode()) for one in message.attributes), 0, max_bytes)
-    return tuple(
-        check_text(f"attributes[{k}]", one, max_bytes, may_be_empty=False) for k, one in enumerate(message.attributes)
-    )
+    check_int("attributes (count)", len(given), 0, MAX_ATTRIBUTES)
+    check_int("attributes (bytes)", sum(len(one.encode()) for one in given), 0, max_bytes)
+    return tuple(check_text(f"attributes[{k}]", one, max_bytes, may_be_empty=False) for k, one in enumerate(given))
 
 
 def _read_samples(message: pb.Item, mode: Mode, max_images: int) -> tuple[Sample, ...]:

@@ -16,11 +16,6 @@ class Device(Protocol):
     num_lanes: int
 
     @property
-    def answers(self) -> bool:
-        """Whether work that comes now is begun now; a device elsewhere may be away."""
-        ...
-
-    @property
     def uptime_s(self) -> float:
         """Seconds since it was made."""
         ...
@@ -44,6 +39,15 @@ class Pipeline(Protocol):
     @property
     def healthy(self) -> bool:
         """Whether items can be run."""
+        ...
+
+    def rounds(self, item: Item) -> int:
+        """How often each image of the item is painted: more than once only in a closed loop."""
+        ...
+
+    @property
+    def answers(self) -> bool:
+        """Whether work that comes now is begun now; what is elsewhere may be away."""
         ...
 
     async def live(self, item: Item, emit: Callable[[Event], object]) -> None:

@@ -197,6 +197,16 @@ def test_what_cannot_be_is_refused_and_leaves_nothing(
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.parametrize("name", ["modes", "writer", "captioner"])
+def test_a_server_that_runs_keeps_its_own_models_and_modes(
+    quick: Captory, photos: Path, tmp_path: Path, name: str
+) -> None:
+    refused = quick("run", photos, "--out", tmp_path / "out", f"--{name}", "vllm://127.0.0.1:1")
+    assert refused.code == 2
+    assert f"captory run: {name}: for a server that is started here" in refused.err
+    assert not (tmp_path / "out").exists()
+
+
 def test_an_input_that_is_not_there_or_empty_is_refused(captory: Captory, tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
     for name in ("none", "empty"):

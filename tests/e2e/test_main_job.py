@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import shutil
 import sqlite3
@@ -120,6 +121,23 @@ def test_every_mode_says_how_its_prompts_were_made(source: Path, tmp_path: Path,
     assert {record["mode"] for record in found} == {mode}
     indices = {(record["prompt_index"], record["sample_index"]) for record in found}
     assert indices == ({(0, 0), (1, 0)} if mode in ("rewrite", "recap-mix") else {(0, 0), (0, 1)})
+
+
+def test_a_folder_of_one_s_own_instruction_files(source: Path, tmp_path: Path) -> None:
+    (tmp_path / "modes").mkdir()
+    file = tmp_path / "modes" / "basic.yaml"
+    file.write_text("template: a drawing of {c}\nclassless: a drawing\n")
+    out = tmp_path / "out"
+    done = run(source, out, "--mode", "basic", "--modes", str(file.parent), "--limit", "2")
+    assert done.code == 0, done.stderr
+    digest = hashlib.sha256(file.read_bytes()).hexdigest()
+    found = records(out)
+    assert [one["prompt"] for one in found] == [f"a drawing of {one['class_name']}" for one in found]
+    assert [one["mode_sha256"] for one in found] == [digest] * 2
+    other = run(source, out, "--limit", "3")
+    assert (other.code, "another instruction file of mode basic" in other.stderr) == (2, True)
+    absent = run(source, tmp_path / "none", "--modes", str(tmp_path / "absent"))
+    assert (absent.code, "no folder of instruction files" in absent.stderr) == (2, True)
 
 
 def test_nothing_to_work_on_is_refused(tmp_path: Path) -> None:

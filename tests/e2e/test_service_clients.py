@@ -25,6 +25,8 @@ async def test_unary_calls_take_and_give_plain_values(serving: Running) -> None:
         assert (await client.caption(png(3, 2), length="long")).text == "an image of 3 by 2 pixels"
         [prompt] = await client.prompt("on a lake", class_name="crane", mode=pb.MODE_CIP)
         assert prompt.text == "a photo of crane, on a lake"
+        [face] = await client.prompt("a face", mode=pb.MODE_FACE, attributes=["young", "black hair"])
+        assert face.text == "young, black hair"
         images = await client.generate(prompt.text, n=2, steps=3, seed=1)
         assert [image.provenance.steps for image in images] == [3, 3]
         assert (await client.server_info()).family == "fake"

@@ -1,7 +1,6 @@
 """The whole job with picto's writer on a real vLLM on the CPU, reached and run by Captory itself.
 
-`make test-vllm` runs this; without its environment it is skipped. Pictures are not shown to it: see
-tests/unit/test_vllm_captioner.py, where a peer that speaks the same API takes the part of a model with eyes.
+`make test-vllm` runs this; without its environment it is skipped. A model with eyes is in test_vllm_vision.py.
 """
 
 from __future__ import annotations
@@ -20,7 +19,7 @@ from real_triton import items
 from real_vllm import ARGUMENTS, ENVIRONMENT, NEEDS_VLLM, WRITER, vllm_server
 
 from captory_engine.assembly import EngineConfig, open_pipeline
-from captory_engine.errors import Expired
+from captory_engine.errors import BadModel, Expired
 from captory_engine.family import find_family
 from captory_engine.items import Item, Mode, Painted, Parameters, Sample, Stage, WorkClass
 from captory_engine.manifest import verify_manifest
@@ -107,6 +106,12 @@ async def test_the_modes_that_need_a_writer(address: str, mode: Mode) -> None:
     assert all(one.models["vllm_writer"] == pipeline.info.models["vllm_writer"].sha256 for one in made)
     assert sum(one.writer == "model" for one in made) >= 12
     assert {one.writer for one in made} <= {"model", "fallback"}
+
+
+async def test_it_has_no_eyes_and_is_refused_as_captioner(address: str) -> None:
+    with pytest.raises(BadModel) as refused:
+        await open_pipeline(EngineConfig(ROOT, num_threads=1, captioner=f"vllm://{address}"))
+    assert refused.value.reason == "VLLM_NO_VISION"
 
 
 async def test_a_deadline_ends_the_work_there(address: str) -> None:

@@ -47,8 +47,9 @@ def edges(message: Message, path: tuple[str, ...] = ()) -> Iterator[tuple[tuple[
 def put(message: Any, path: tuple[str, ...], value: Any) -> None:
     for name in path[:-1]:
         message = getattr(message, name)
-    if isinstance(value, Message):
-        getattr(message, path[-1]).append(value)
+    field = getattr(message, path[-1])
+    if hasattr(field, "append"):
+        field.append(value)
     else:
         setattr(message, path[-1], value)
 

@@ -142,8 +142,8 @@ async def test_one_of_our_own_that_is_killed_is_started_again(monkeypatch: pytes
     for name, value in ENVIRONMENT.items():
         monkeypatch.setenv(name, value)
     async with writing(f"vllm:{WRITER}", arguments=ARGUMENTS) as pipeline:
-        [closer] = pipeline._closers
-        process = closer.__self__.process  # type: ignore[attr-defined]
+        [server] = pipeline._remotes
+        process = server.process  # type: ignore[attr-defined]
         first = process.pid
         os.killpg(first, signal.SIGKILL)
         found = await fates(pipeline, rewrites(pipeline, 8, first_seed=1000))

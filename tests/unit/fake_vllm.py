@@ -172,10 +172,10 @@ class _Server(ThreadingHTTPServer):
 
 
 @contextmanager
-def serving(peer: Peer) -> Iterator[str]:
-    """Its address, until the block is left."""
+def serving(peer: Peer, port: int = 0) -> Iterator[str]:
+    """Its address, until the block is left; a port of its own for 0."""
     handler = type("PeerHandler", (Handler,), {"peer": peer})
-    with _Server(("127.0.0.1", 0), handler) as server:
+    with _Server(("127.0.0.1", port), handler) as server:
         thread = Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True)
         thread.start()
         try:

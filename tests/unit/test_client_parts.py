@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Callable
+from pathlib import Path
 from typing import get_args
 
 import pytest
@@ -16,6 +17,8 @@ from fakes import family_info, png
 from captory_client.backoff import Backoff, Patience
 from captory_client.commands.run import Mode
 from captory_client.interrupts import run_interruptible
+from captory_client.jobs import Run, open_workshop
+from captory_client.local_server import START_TIMEOUT_S, VLLM_START_TIMEOUT_S, LocalServer
 from captory_client.progress import Lines, Live, Silent, describe
 from captory_client.settle import check, parse_size, settle
 from captory_client.synthesizer import started
@@ -71,6 +74,34 @@ def test_what_the_server_cannot_do_is_refused_before_anything_begins(asked: dict
 def test_what_is_no_value_at_all_is_refused(asked: dict[str, object]) -> None:
     with pytest.raises(SpecError):
         settle(asked, None, INFO)
+
+
+def test_a_run_tells_its_own_server_what_to_open(tmp_path: Path) -> None:
+    own = {"modes": tmp_path, "writer": "vllm:w", "captioner": None}
+    workshop = open_workshop(Run(tmp_path, tmp_path, family="picto", own_server=own))
+    assert workshop._server_options == [f"--modes={tmp_path}", "--writer=vllm:w", "--family=picto"]
+    open_workshop(Run(tmp_path, tmp_path, server="127.0.0.1:1", own_server=dict.fromkeys(own)))
+    with pytest.raises(SpecError, match="modes, writer: "):
+        open_workshop(Run(tmp_path, tmp_path, server="127.0.0.1:1", own_server=own))
+
+
+@pytest.mark.parametrize(
+    ("options", "environment", "timeout_s"),
+    [
+        (["--family=picto"], "", START_TIMEOUT_S),
+        (["--writer=vllm://127.0.0.1:8000"], "vllm://127.0.0.1:8000", START_TIMEOUT_S),
+        (["--writer", "vllm:my-writer/"], "", VLLM_START_TIMEOUT_S),
+        (["--captioner=vllm:org/name@main"], "", VLLM_START_TIMEOUT_S),
+        ([], "vllm:my-writer/", VLLM_START_TIMEOUT_S),
+    ],
+)
+def test_a_server_that_starts_a_vllm_has_time_to_load_it(
+    options: list[str], environment: str, timeout_s: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("CAPTORY_WRITER", environment)
+    monkeypatch.delenv("CAPTORY_CAPTIONER", raising=False)
+    assert LocalServer(options)._start_timeout_s == timeout_s
+    assert LocalServer(options, start_timeout_s=1.0)._start_timeout_s == 1.0
 
 
 def test_a_size_is_one_number_or_two() -> None:

@@ -12,8 +12,9 @@ from data_fakes import Maker, finished, job_spec, photo_folder, picture, request
 from oracle import judge
 
 from captory_data.formats.imagefolder import folder_name
+from captory_data.formats.table import RECORD_COLUMNS
 from captory_data.identity import wanted_images
-from captory_data.outcomes import WorkItem
+from captory_data.outcomes import ItemDone, Outcome, WorkItem
 from captory_data.provenance import make_record
 from captory_data.records import Record
 from captory_data.source import SourceItem
@@ -89,6 +90,25 @@ def test_parquet(tmp_path: Path) -> None:
     assert rows.features["label"].names == ["bird", "cat"]
     assert rows[0]["image"].size == (8, 8)
     assert json.loads(rows[0]["record"])["id"] == rows[0]["id"]
+
+
+@pytest.mark.parametrize("output_format", ["imagefolder", "parquet"])
+def test_columns_say_what_the_prompt_was_made_of(tmp_path: Path, output_format: str) -> None:
+    def told(item: WorkItem) -> list[Outcome]:
+        said = {"attributes": ("young", "a hat"), "synthetic_captions": ("a kite",), "mode_sha256": "ab" * 32}
+        return [*(replace(finished(item, one.id), **said) for one in item.wanted), ItemDone(item.key)]
+
+    root, out = photo_folder(tmp_path / "in"), tmp_path / "out"
+    assert run(root, out, Maker(told), job_spec(output_format=output_format, mode="shuffled")).images == 6
+    rows = load(tmp_path, output_format, data_dir=str(out / "data"))
+    assert sorted(rows["caption_source"]) == sorted(rows["source"])
+    for row in rows:
+        assert row["caption_source"] != row["source"]
+        assert (row["mode"], row["mode_sha256"], row["writer"]) == ("shuffled", "ab" * 32, "template")
+        assert (row["attributes"], row["synthetic_captions"]) == (["young", "a hat"], ["a kite"])
+        assert {name: json.loads(row["record"])[name] for name in RECORD_COLUMNS} == {
+            name: row[name] for name in RECORD_COLUMNS
+        }
 
 
 @pytest.mark.parametrize("output_format", FORMATS)

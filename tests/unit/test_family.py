@@ -91,6 +91,7 @@ def write_family(root: Path, folder: str, family: object) -> Path:
 
 def test_reads_every_section(tmp_path: Path) -> None:
     family = read_family(write_family(tmp_path, "picto_unet", FAMILY))
+    assert family.captioner is not None
     assert family.captioner.prefixes["long"] == (1, 4)
     assert family.painter.sizes == ((64, 64),)
     assert family.writer is not None

@@ -254,6 +254,7 @@ def test_targets_are_of_right_results_on_a_gpu_only(tmp_path: Path) -> None:
 def test_pictos_settings_are_those_of_its_family() -> None:
     family = find_family(default_repository(), "picto").family
     painter, captioner = family.painter, family.captioner
+    assert captioner is not None
     defaults = painter.defaults
     assert (defaults.steps, defaults.guidance_scale, defaults.sampler) == (picto.STEPS, picto.GUIDANCE, picto.SAMPLER)
     assert (captioner.bos_id, captioner.eos_id, captioner.pad_id) == (picto.BOS, picto.EOS, picto.PAD)

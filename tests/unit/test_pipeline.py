@@ -373,6 +373,7 @@ async def test_a_closed_loop_paints_again_from_the_caption_of_its_draft(
 
         monkeypatch.setattr(pipeline._painter, "paint", noted)
         wanted = item(pipeline, 3, mode=Mode.CLOSED_LOOP)
+        assert [pipeline.rounds(one) for one in (wanted, replace(wanted, image=None, prompt="x"))] == [2, 1]
         events = await events_of(pipeline, wanted)
         [made] = provenances(events)
         again = await events_of(pipeline, item(pipeline, 3, mode=Mode.CLOSED_LOOP, prompt=made.prompt))

@@ -119,6 +119,8 @@ def test_attributes_stand_beside_any_input() -> None:
     attributes = ["young", "a hat"]
     assert read_item(item(attributes=attributes), INFO).attributes == ("young", "a hat")
     assert read_item(pb.Item(id="a", image=png(), mode=pb.MODE_FACE, attributes=attributes), INFO).mode is Mode.FACE
+    asked = pb.PromptRequest(caption="x", mode=pb.MODE_FACE, attributes=attributes)
+    assert read_prompt_request(asked, INFO).attributes == ("young", "a hat")
 
 
 def test_what_made_the_prompt_goes_out_again() -> None:
@@ -153,6 +155,8 @@ def test_a_mode_that_the_family_has_not_is_refused() -> None:
         (read_prompt_request, pb.PromptRequest(), "caption"),
         (read_prompt_request, pb.PromptRequest(caption="x", n=LIMITS.max_images + 1), "n"),
         (read_prompt_request, pb.PromptRequest(caption="x", seed=2**60), "seed"),
+        (read_prompt_request, pb.PromptRequest(caption="x", attributes=["a"] * 65), "attributes (count)"),
+        (read_prompt_request, pb.PromptRequest(caption="x", attributes=["young", "a\nhat"]), "attributes[1]"),
         (read_generate_request, pb.GenerateRequest(), "prompt"),
         (read_generate_request, pb.GenerateRequest(prompt="x", parameters=pb.Parameters(n=99)), "parameters.n"),
     ],

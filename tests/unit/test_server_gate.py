@@ -12,12 +12,13 @@ from clocks import Clock
 from fakes import DEFAULTS, LIMITS, FakePipeline, family_info
 
 from captory_engine.errors import Exhausted, Expired, InvalidInput
-from captory_engine.items import Item, Sample, Stage
+from captory_engine.items import Item, Mode, Sample, Stage
 from captory_server.admission import Admission, price
 from captory_server.gate import Gate
 from captory_server.pace import FEW
 
 ITEM = Item("a", DEFAULTS, (Sample(0, 0, 1), Sample(0, 1, 2)), prompt="x")
+PRICE = 16 * 16 * 4 * 2
 
 
 async def settle() -> None:
@@ -81,8 +82,21 @@ def admission(pipeline: FakePipeline, **settings: Any) -> Admission:
 
 
 def test_the_price_is_pixels_times_steps_times_images() -> None:
-    assert price(ITEM) == 16 * 16 * 4 * 2
-    assert price(replace(ITEM, parameters=replace(DEFAULTS, stop_after=Stage.CAPTION))) == 1
+    assert price(ITEM, 1) == PRICE
+    assert price(ITEM, 3) == 3 * PRICE
+    assert price(replace(ITEM, parameters=replace(DEFAULTS, stop_after=Stage.CAPTION)), 3) == 1
+
+
+async def test_the_drafts_of_a_closed_loop_take_room_too() -> None:
+    looped = replace(ITEM, mode=Mode.CLOSED_LOOP, prompt=None, caption="x")
+    for item, units in (looped, 2 * PRICE), (replace(looped, caption=None, prompt="x"), PRICE), (ITEM, PRICE):
+        office = admission(FakePipeline(), max_item_price=units)
+        async with office.waiting(item), office.at_once(item):
+            assert office._room.used == 2 * units
+        assert office._room.used == 0
+        with pytest.raises(InvalidInput, match=f"is {units}, more than {units - 1}"):
+            async with admission(FakePipeline(), max_item_price=units - 1).at_once(item):
+                pass
 
 
 async def test_an_item_above_the_price_is_refused_for_good() -> None:
@@ -92,7 +106,7 @@ async def test_an_item_above_the_price_is_refused_for_good() -> None:
 
 
 async def test_what_does_not_wait_is_refused_with_a_hint() -> None:
-    office = admission(FakePipeline(), max_queued_price=price(ITEM))
+    office = admission(FakePipeline(), max_queued_price=PRICE)
     async with office.at_once(ITEM):
         with pytest.raises(Exhausted) as refused:
             async with office.at_once(ITEM):
@@ -102,7 +116,7 @@ async def test_what_does_not_wait_is_refused_with_a_hint() -> None:
 
 
 async def test_a_full_pipeline_gives_the_price_back() -> None:
-    office = admission(FakePipeline(family_info(limits=replace(LIMITS, max_items=1))), max_queued_price=price(ITEM) * 2)
+    office = admission(FakePipeline(family_info(limits=replace(LIMITS, max_items=1))), max_queued_price=PRICE * 2)
     async with office.waiting(ITEM):
         with pytest.raises(Exhausted, match="all the items") as refused:
             async with office.at_once(ITEM):
@@ -110,7 +124,7 @@ async def test_a_full_pipeline_gives_the_price_back() -> None:
     assert refused.value.retry_after_s > 0
     async with office.at_once(ITEM):
         pass
-    async with office.waiting(ITEM), office._room.held(price(ITEM)):  # the refused one has left its room
+    async with office.waiting(ITEM), office._room.held(PRICE):  # the refused one has left its room
         pass
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-from typing import Any
 
 import pytest
 from fakes import FakePipeline, serve
@@ -19,12 +18,11 @@ async def test_a_server_whose_backend_is_away_says_so_and_waits_for_it(monkeypat
     monkeypatch.setattr(app_module, "HEARTBEAT_S", 0.01)
     monkeypatch.setattr(app_module, "MAX_UNWELL_S", 0.05)
     pipeline, stop = FakePipeline(), asyncio.Event()
-    device: Any = pipeline.device
     async with serve(pipeline) as running, asyncio.timeout(10):
         serving = asyncio.create_task(running.app.run(stop))
         watch = health_pb2_grpc.HealthStub(running.channel).Watch(health_pb2.HealthCheckRequest())
         for answers, status in ((True, SERVING), (False, NOT_SERVING), (True, SERVING)):
-            device.answers = answers
+            pipeline.answers = answers
             assert (await watch.read()).status == status
             await beats(running.app, 10, monkeypatch)  # twice as many as an unwell pipeline would be given
             assert not serving.done()

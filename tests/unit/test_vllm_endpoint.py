@@ -17,6 +17,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from captory_engine.errors import BadModel, BadOutput, CaptoryError, Unavailable, Unreachable
+from captory_engine.vllm import endpoint as endpoint_module
 from captory_engine.vllm.answers import read_chat, read_completion, read_models
 from captory_engine.vllm.endpoint import KEY_VARIABLE, MAX_ANSWER_BYTES, Endpoint, api_key
 from captory_engine.vllm.options import Own, Served, VllmOptions, place_of
@@ -172,6 +173,23 @@ async def test_nobody_there_for_longer_than_patience() -> None:
         with pytest.raises(Unreachable, match=f"No vLLM at {address} answers") as down:
             await endpoint.post(CHAT, BODY)
     assert down.value.reason == "VLLM_DOWN"
+
+
+async def test_while_nobody_is_there_it_is_asked_until_somebody_is(peer: Peer, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(endpoint_module, "LONGEST_PAUSE_S", 0.01)
+    with serving(peer) as address:
+        first = connected(address, patience_s=0.05)
+        endpoint = await first.__aenter__()
+        await endpoint.post(CHAT, BODY)
+        assert endpoint.answers
+    with pytest.raises(Unreachable):
+        await endpoint.post(CHAT, BODY)
+    assert not endpoint.answers
+    with serving(Peer(), int(address.rpartition(":")[2])):
+        async with asyncio.timeout(20):
+            while not endpoint.answers:  # nobody asks for anything
+                await asyncio.sleep(0)
+    await first.__aexit__(None, None, None)
 
 
 async def test_no_room_for_longer_than_patience(peer: Peer, address: str) -> None:

@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 
 from captory_bench.kernels.measure import plausible_inputs
-from captory_engine.family import Family, find_family
+from captory_engine.family import Captioner, Family, find_family
 from captory_engine.repository import ModelFolder, open_model
 from captory_engine.sessions.base import Array
 from captory_engine.tokenizer import Tokenizer
@@ -46,22 +46,25 @@ def compare(repository: Path, name: str, *, num_scenes: int, num_rows: int, num_
     except ImportError:
         return {"missing": "onnx is not installed; the extra `bench` brings it"}
     root, family = find_family(repository, name)
+    captioner = family.captioner
+    if captioner is None:
+        return {"missing": "the family has no captioner of its own"}
     scenes = _scenes(num_scenes, SCENES_SEED)
-    vision, decoder = (open_model(root, model) for model in (family.captioner.vision, family.captioner.decoder))
+    vision, decoder = (open_model(root, model) for model in (captioner.vision, captioner.decoder))
     graphs: dict[str, Any] = {}
     logging.getLogger("onnxruntime.quantization").setLevel(logging.ERROR)
     with TemporaryDirectory() as folder:
         quantised = {stage: Path(folder) / f"{stage}.onnx" for stage in ("vision", "caption", "write")}
         _quantise_static(vision.model_path, quantised["vision"], _scenes(NUM_CALIBRATION, CALIBRATION_SEED))
         _quantise_weights(decoder.model_path, quantised["caption"])
-        base = _captions(family, vision.model_path, decoder.model_path, scenes)
+        base = _captions(captioner, vision.model_path, decoder.model_path, scenes)
         for stage, how, paths, model, positions in (
             ("vision", STATIC, (quantised["vision"], decoder.model_path), vision, 0),
-            ("caption", WEIGHTS, (vision.model_path, quantised["caption"]), decoder, family.captioner.max_positions),
+            ("caption", WEIGHTS, (vision.model_path, quantised["caption"]), decoder, captioner.max_positions),
         ):
-            texts = _captions(family, *paths, scenes)
+            texts = _captions(captioner, *paths, scenes)
             ratio = _time_ratio(model, quantised[stage], positions, num_rows, num_rounds)
-            graphs[stage] = _figures(how, ratio, base, texts, Tokenizer(root / family.captioner.tokenizer), scenes)
+            graphs[stage] = _figures(how, ratio, base, texts, Tokenizer(root / captioner.tokenizer), scenes)
         if writer := family.writer:
             model = open_model(root, writer.decoder)
             _quantise_weights(model.model_path, quantised["write"])
@@ -98,9 +101,9 @@ def _scenes(num: int, seed: int) -> Scenes:
     return Scenes(truths, pixels.transpose(0, 3, 1, 2) / 127.5 - 1, [full_caption(scene) for scene in truths])
 
 
-def _captions(family: Family, vision: Path, decoder: Path, scenes: Scenes) -> list[list[int]]:
+def _captions(spec: Captioner, vision: Path, decoder: Path, scenes: Scenes) -> list[list[int]]:
     """New ids of greedy long captions."""
-    spec, encoder = family.captioner, _runtime(vision)
+    encoder = _runtime(vision)
     ids: list[list[int]] = []
     for start in range(0, len(scenes.truths), BATCH):
         pixel_values = scenes.pixel_values[start : start + BATCH]

@@ -19,6 +19,7 @@ from captory_engine import images
 from captory_engine.captioning import pixel_values
 from captory_engine.diffusion.schedules import Schedule
 from captory_engine.engines.batching import padded
+from captory_engine.errors import BadModel
 from captory_engine.family import find_family
 from captory_engine.items import Mode
 from captory_engine.modes import PromptPlan, read_modes
@@ -70,6 +71,8 @@ def open_graphs(repository: Path, family: str = "", *, backend: str = "onnx", nu
         return open_session(backend, open_model(root, name), options)
 
     captioner, painter = found.captioner, found.painter
+    if captioner is None:
+        raise BadModel("NO_CAPTIONER", f"The family {found.name!r} has no captioner of its own to measure.")
     return Graphs(
         captioner=captioner,
         painter=painter,

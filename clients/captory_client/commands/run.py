@@ -39,6 +39,13 @@ def run(
     mode: Annotated[Mode | None, typer.Option(help="How prompts are made.  [default: cip]")] = None,
     per_image: Annotated[int | None, typer.Option(min=1, help="Images for each input.  [default: 1]")] = None,
     family: Annotated[str, typer.Option(metavar="NAME|PATH", help="Model family, or a repository of one.")] = "",
+    modes: Annotated[Path | None, typer.Option(help="Folder of your own instruction files for prompt modes.")] = None,
+    writer: Annotated[
+        str | None, typer.Option(help="Language model on vLLM: vllm://HOST:PORT, or vllm:REF to run one.")
+    ] = None,
+    captioner: Annotated[
+        str | None, typer.Option(help="Vision-language model on vLLM: vllm://HOST:PORT, or vllm:REF to run one.")
+    ] = None,
     steps: Annotated[int | None, typer.Option(help="Denoising steps.")] = None,
     guidance: Annotated[float | None, typer.Option(help="Guidance scale.")] = None,
     negative_prompt: Annotated[str | None, typer.Option(help="What to stay away from.")] = None,
@@ -86,7 +93,8 @@ def run(
             **parse_size(size),
         }
         retry, names = retry_reason or retry_failed, class_names or "raw"
-        job = Run(source, out, asked, family, classes, retry, server, limit, recaption, names)
+        own = {"modes": modes, "writer": writer, "captioner": captioner}
+        job = Run(source, out, asked, family, classes, retry, server, limit, recaption, names, own)
         raise typer.Exit(dry(job, as_json=as_json) if dry_run else work(job, quiet=quiet, as_json=as_json))
 
 

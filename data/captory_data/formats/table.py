@@ -12,15 +12,21 @@ from captory_data.formats.base import NO_CLASS
 from captory_data.records import Record
 from captory_data.rows import ClassRow
 
+TEXTS = pa.list_(pa.string())
 RECORD_COLUMNS = {
     "id": pa.string(),
     "source": pa.string(),
     "class_id": pa.string(),
     "class_name": pa.string(),
     "caption": pa.string(),
+    "caption_source": pa.string(),
+    "attributes": TEXTS,
+    "synthetic_captions": TEXTS,
     "prompt": pa.string(),
+    "writer": pa.string(),
     "negative_prompt": pa.string(),
     "mode": pa.string(),
+    "mode_sha256": pa.string(),
     "prompt_index": pa.int64(),
     "sample_index": pa.int64(),
     "seed": pa.int64(),
@@ -49,11 +55,13 @@ def schema_for(classes: Sequence[ClassRow], first: Mapping[str, pa.DataType]) ->
     return pa.schema(list(columns.items()), metadata={"huggingface": hint})
 
 
-def _feature(name: str, kind: pa.DataType, classes: Sequence[ClassRow]) -> dict[str, Any]:
+def _feature(name: str, kind: pa.DataType, classes: Sequence[ClassRow]) -> Any:
     if kind == IMAGE_TYPE:
         return {"_type": "Image"}
     if name == "label":
         return {"_type": "ClassLabel", "names": [row.id for row in classes]}
+    if kind == TEXTS:
+        return [{"_type": "Value", "dtype": "string"}]
     return {"_type": "Value", "dtype": FEATURE_TYPES[kind]}
 
 

@@ -844,6 +844,7 @@ class PromptRequest(_message.Message):
     N_FIELD_NUMBER: _builtins.int
     SEED_FIELD_NUMBER: _builtins.int
     DEADLINE_MS_FIELD_NUMBER: _builtins.int
+    ATTRIBUTES_FIELD_NUMBER: _builtins.int
     caption: _builtins.str
     class_name: _builtins.str
     mode: Global___Mode.ValueType
@@ -852,6 +853,10 @@ class PromptRequest(_message.Message):
     seed: _builtins.int
     """below 2^53"""
     deadline_ms: _builtins.int
+    @_builtins.property
+    def attributes(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """as those of an Item"""
+
     def __init__(
         self,
         *,
@@ -861,10 +866,11 @@ class PromptRequest(_message.Message):
         n: _builtins.int = ...,
         seed: _builtins.int = ...,
         deadline_ms: _builtins.int = ...,
+        attributes: _abc.Iterable[_builtins.str] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["caption", b"caption", "class_name", b"class_name", "deadline_ms", b"deadline_ms", "mode", b"mode", "n", b"n", "seed", b"seed"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["attributes", b"attributes", "caption", b"caption", "class_name", b"class_name", "deadline_ms", b"deadline_ms", "mode", b"mode", "n", b"n", "seed", b"seed"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
