@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import io
+import tarfile
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -44,6 +45,16 @@ def photo_folder(root: Path, classes: Iterable[str] = ("bird", "cat"), per_class
         for k in range(per_class):
             (root / name / f"{k}.png").write_bytes(picture(number * 10 + k))
     return root
+
+
+def make_tar(path: Path, members: Iterable[tuple[str, bytes]]) -> Path:
+    """A tar of these members."""
+    with tarfile.open(path, "w") as tar:
+        for name, data in members:
+            info = tarfile.TarInfo(name)
+            info.size = len(data)
+            tar.addfile(info, io.BytesIO(data))
+    return path
 
 
 def finished(item: WorkItem, image_id: str, kind: str = "PNG") -> Finished:

@@ -77,6 +77,22 @@ def vllm_server(port: int = 0, model: Path = WRITER, arguments: Sequence[str] = 
             process.wait()
 
 
+def num_running(address: str) -> float:
+    """Requests that vLLM says are under way."""
+    return _metric(address, "num_requests_running")
+
+
+def num_answered(address: str) -> float:
+    """Requests that vLLM says it has answered; those that were given up are none."""
+    return _metric(address, "request_success_total") - _metric(address, "request_success_total", "abort")
+
+
+def _metric(address: str, name: str, label: str = "") -> float:
+    lines = httpx.get(f"http://{address}/metrics", trust_env=False).text.splitlines()
+    mine = (line for line in lines if line.startswith(f"vllm:{name}{{") and label in line)
+    return sum(float(line.rpartition(" ")[2]) for line in mine)
+
+
 def free_port() -> int:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))

@@ -20,6 +20,7 @@ from captory_data.records import Record
 from captory_data.spec import JobSpec, differing
 from captory_proto.v1 import captory_pb2 as pb
 
+PAINTED_AS_IT_IS = "basic"  # any mode: a prompt of one's own is the prompt
 MAX_DRIFT = 2  # of 255 levels, between batches of different sizes
 
 
@@ -48,9 +49,7 @@ async def reproduce(out: Path, image_id: str, workshop: Workshop) -> Comparison:
     info = await workshop.info()
     spec = _spec_of(out, record)
     check(spec, info)
-    different = differing(record.models, {model.name: model.sha256 for model in info.models})
-    if different:
-        raise SpecError(f"the image was made with other models than the server's: {', '.join(different)}")
+    _compare_models(record, info)
     image = await _paint(record, spec, workshop)
     return _compare(image.data, then, image.provenance.pixel_sha256 == record.pixel_sha256, record.determinism)
 
@@ -59,7 +58,16 @@ def _spec_of(out: Path, record: Record) -> JobSpec:
     job = stored_job(out)
     if job is None:
         raise DataError(f"{out} holds no job")
-    return replace(job.spec, mode=record.mode)
+    return replace(job.spec, mode=PAINTED_AS_IT_IS)
+
+
+def _compare_models(record: Record, info: pb.ServerInfo) -> None:
+    """Only those that both have: what wrote the prompt need not be there to paint it."""
+    there = {model.name: model.sha256 for model in info.models}
+    ours = {name: digest for name, digest in record.models.items() if name in there}
+    different = [*differing(ours, {name: there[name] for name in ours})] if ours else [*record.models]
+    if different:
+        raise SpecError(f"the image was made with other models than the server's: {', '.join(different)}")
 
 
 async def _paint(record: Record, spec: JobSpec, workshop: Workshop) -> pb.ImageResult:
@@ -68,7 +76,7 @@ async def _paint(record: Record, spec: JobSpec, workshop: Workshop) -> pb.ImageR
         id=record.id,
         prompt=record.prompt,
         class_name=record.class_name,
-        mode=mode_to_wire(record.mode),
+        mode=mode_to_wire(spec.mode),
         parameters=parameters_to_wire(spec),
         samples=[sample_to_wire(wanted)],
     )

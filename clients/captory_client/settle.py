@@ -45,6 +45,8 @@ def check(spec: JobSpec, info: pb.ServerInfo) -> None:
     _among("family", spec.family, [info.family])
     _among("sampler", spec.sampler, list(info.samplers))
     _among("mode", mode_to_wire(spec.mode), list(info.modes), spec.mode)
+    if spec.determinism == "exact" and mode_to_wire(spec.mode) in info.inexact_modes:
+        raise SpecError(f"determinism: {spec.mode} has words of a vLLM server, which does not repeat them exactly")
     _among("size", (spec.width, spec.height), sizes, f"{spec.width}x{spec.height}")
     _within("steps", spec.steps, 1, limits.max_steps)
     _within("guidance", spec.guidance_scale, 0, limits.max_guidance_scale)

@@ -64,11 +64,13 @@ def read_classes(path: Path, which: str = RAW) -> Classes:
     except (OSError, ValueError, csv.Error, yaml.YAMLError) as error:
         raise SourceError(f"classes file {path}: {error}") from error
     names = {safe_key(row.id): row.raw if which == RAW else row.curated for row in rows}
-    if not names or len(names) < len(rows) or not all(row.id and row.raw for row in rows):
+    if not names or len(names) < len(rows) or not all(row.id for row in rows):
         raise SourceError(f"classes file {path}: each class id is given once, with a name")
-    lacking = next((class_id for class_id, name in names.items() if not name), None)
-    if lacking is not None:
-        raise SourceError(f"classes file {path}: class {lacking} has no {which} name")
+    for row in rows:
+        if not row.raw:
+            raise SourceError(f"classes file {path}: {safe_key(row.id)} is a class without a name")
+        if not names[safe_key(row.id)]:
+            raise SourceError(f"classes file {path}: class {safe_key(row.id)} has no {which} name")
     return Classes(names, closed=True)
 
 
@@ -108,4 +110,4 @@ def _scalar(value: Any) -> str:
         raise ValueError("a class id or name was read as true or false: quote it")
     if not isinstance(value, str | int):
         raise ValueError("class ids and names are texts (quote words such as yes and no)")
-    return str(value)
+    return str(value).strip()

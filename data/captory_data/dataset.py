@@ -21,7 +21,8 @@ from captory_data.records import Record
 from captory_data.rows import ClassRow, FailureRow, GalleryRow, StoredJob
 from captory_data.spec import JobSpec, differing
 
-MODE_SHA256 = "mode_sha256"  # among the versions: of the instruction file of the job's mode
+# Among the versions: of the instruction file of the job's mode, and of who lends captions in the control arms.
+MODE_SHA256, PARTNERS_SHA256 = "mode_sha256", "partners_sha256"
 
 
 class Batch(NamedTuple):
@@ -41,6 +42,7 @@ class Dataset:
         self.job = job
         self.source_classes = source_classes
         self.classes = ledger.classes()
+        self._partners: dict[str, str] = {}
         self._positions = {row.id: row.position for row in self.classes}
         self._format = open_format(job.spec.output_format, Layout(out, job.spec.image_format, self.classes))
         make_folder(self._format.folder)
@@ -69,6 +71,20 @@ class Dataset:
         shards = self._format.listing(self.ledger, final=final)
         write_manifest(self.out, build_manifest(self.ledger, self.job, shards))
 
+    def check_partners(self, sha256: str) -> None:
+        """Check that captions are borrowed as for the earlier images; it is written down with what makes the first.
+
+        Raises:
+            SpecError: others lend than did.
+        """
+        if self.job.versions.get(PARTNERS_SHA256, sha256) != sha256:
+            raise SpecError(
+                f"{self.out} was made with other partners: in mode {self.job.spec.mode} they follow from the whole "
+                "source, and its items or their classes are not those of then. Use another output folder, or the same "
+                "source, classes file and --recaption as then"
+            )
+        self._partners = {PARTNERS_SHA256: sha256}
+
     def check_maker(self, models: Mapping[str, str], backend: str, notice: str, versions: Mapping[str, str]) -> None:
         """Write down what makes the images, or check that it is what made the earlier ones.
 
@@ -80,7 +96,7 @@ class Dataset:
             raise SpecError(f"{self.out} was made with other models: {_listed(differing(stored, dict(models)))}")
         if self.job.versions.get(MODE_SHA256, versions.get(MODE_SHA256)) != versions.get(MODE_SHA256):
             raise SpecError(f"{self.out} was made with another instruction file of mode {self.job.spec.mode}")
-        self.ledger.set_maker(models, backend, notice, versions)
+        self.ledger.set_maker(models, backend, notice, {**versions, **self._partners})
         job = self.ledger.job()
         if job is not None:
             self.job = job

@@ -1,8 +1,8 @@
 """Whose caption an item gets in the control arms: that of another item of its class, or of an item of another class.
 
-The items of a class stand in a ring, in the order of a hash of the job's seed and their keys; the partner is the next
-one from the item's own place. So it depends on the seed and the input alone, and in the arm `shuffled` each caption of
-a class is used exactly once.
+The items of a class that bring an image or a caption stand in a ring, in the order of a hash of the job's seed and
+their keys; the partner is the next one from the item's own place. So it depends on the seed and the input alone, and in
+the arm `shuffled` each item of a ring lends to one other of it. An item with a prompt borrows, and lends nothing.
 """
 
 from __future__ import annotations
@@ -11,10 +11,12 @@ import hashlib
 import sqlite3
 from bisect import bisect_left
 from collections.abc import Callable, Iterator
-from contextlib import closing, contextmanager
+from contextlib import closing
 from dataclasses import replace
+from itertools import chain
 
 from captory_data.errors import ItemError, Reason
+from captory_data.planning import Planned
 from captory_data.source import Source, SourceItem
 from captory_data.spec import JobSpec
 
@@ -24,23 +26,45 @@ _RING = "CREATE TABLE ring (class TEXT, point TEXT, key TEXT, PRIMARY KEY (class
 _NEXT = "SELECT key FROM ring WHERE class = ? AND (point, key) > (?, ?) ORDER BY point, key LIMIT 1"
 
 
-@contextmanager
-def pairing(source: Source, spec: JobSpec) -> Iterator[Callable[[SourceItem], SourceItem]]:
-    """What gives an item its partner; in a mode without partners, items stay as they are."""
-    if spec.mode not in (SAME_CLASS, OTHER_CLASS):
-        yield lambda item: item
-        return
-    with closing(Partners(source, spec.seed, other_class=spec.mode == OTHER_CLASS)) as partners:
-        yield partners.paired
+def with_partners(
+    planned: Iterator[Planned], source: Source, spec: JobSpec, agree: Callable[[str], None], stopped: Callable[[], bool]
+) -> Iterator[Planned]:
+    """The plan, with a partner for each item that is to be made; in a mode without partners, the plan as it is.
+
+    The rings are made for the first of these items, and `agree` is given their sha256: what it raises ends the plan.
+    Once `stopped`, no item that is still given may be used.
+    """
+    for one in planned:
+        if one.wanted and spec.mode in (SAME_CLASS, OTHER_CLASS):
+            yield from _paired(chain([one], planned), source, spec, agree, stopped)
+        else:
+            yield one
+
+
+def _paired(
+    planned: Iterator[Planned], source: Source, spec: JobSpec, agree: Callable[[str], None], stopped: Callable[[], bool]
+) -> Iterator[Planned]:
+    with closing(Partners(source, spec.seed, other_class=spec.mode == OTHER_CLASS, stopped=stopped)) as partners:
+        if not stopped():  # else the rings may be cut short
+            agree(partners.sha256)
+        for one in planned:
+            yield replace(one, item=partners.paired(one.item)) if one.wanted else one
 
 
 class Partners:
-    """The rings of one source, in a private temporary file as they grow. For one caller at a time."""
+    """The rings of one source, in a private temporary file as they grow. For one caller at a time.
 
-    def __init__(self, source: Source, seed: int, *, other_class: bool) -> None:
+    `sha256` is that of the classes and keys of all who lend, in order of key.
+    """
+
+    def __init__(
+        self, source: Source, seed: int, *, other_class: bool, stopped: Callable[[], bool] = lambda: False
+    ) -> None:
         self._source = source
         self._seed = seed
         self._other_class = other_class
+        self._stopped = stopped
+        self._digest = hashlib.sha256()
         self._db = sqlite3.connect("", isolation_level=None, check_same_thread=False)
         self._db.execute("PRAGMA journal_mode=OFF")
         self._db.execute("PRAGMA cache_size=-8192")  # KiB: the memory that it may take
@@ -50,6 +74,7 @@ class Partners:
         self._db.execute("COMMIT")
         classes = self._db.execute("SELECT DISTINCT class FROM ring WHERE class != ? ORDER BY class", (NO_CLASS,))
         self._classes = [str(name) for (name,) in classes]
+        self.sha256 = self._digest.hexdigest()
 
     def paired(self, item: SourceItem) -> SourceItem:
         """The item with its partner, or with the reason why it has none."""
@@ -69,8 +94,12 @@ class Partners:
 
     def _places(self) -> Iterator[tuple[str, str, str]]:
         for item in self._source:
+            if self._stopped():
+                return
             if item.can_lend:
-                yield item.class_id or NO_CLASS, self._point(item.key), item.key
+                class_id = item.class_id or NO_CLASS
+                self._digest.update(f"{class_id}\n{item.key}\n".encode())
+                yield class_id, self._point(item.key), item.key
 
     def _point(self, key: str) -> str:
         """An item's place on its ring."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
 
@@ -12,7 +12,6 @@ from captory_data.errors import SpecError
 from captory_data.identity import Wanted, wanted_images
 from captory_data.ledger import LEDGER_NAME, Ledger
 from captory_data.paging import pages
-from captory_data.partners import pairing
 from captory_data.rows import State
 from captory_data.source import Source, SourceItem
 from captory_data.spec import JobSpec
@@ -50,13 +49,11 @@ def plan_items(
 ) -> Iterator[Planned]:
     """Every item of the source (the first `limit` in order of key) with what is left to do."""
     page_items = max(1, PAGE_IMAGES // spec.per_image)
-    with pairing(source, spec) as paired:
-        for page in pages(islice(source, limit), page_items):
-            wanted = [wanted_images(spec, item.key) for item in page]
-            states = ledger.states([image.id for images in wanted for image in images]) if ledger else {}
-            for item, images in zip(page, wanted, strict=True):
-                planned = _planned(item, images, states, retry)
-                yield replace(planned, item=paired(item)) if planned.wanted else planned
+    for page in pages(islice(source, limit), page_items):
+        wanted = [wanted_images(spec, item.key) for item in page]
+        states = ledger.states([image.id for images in wanted for image in images]) if ledger else {}
+        for item, images in zip(page, wanted, strict=True):
+            yield _planned(item, images, states, retry)
 
 
 def _planned(item: SourceItem, images: tuple[Wanted, ...], states: dict[str, State], retry: Retry) -> Planned:

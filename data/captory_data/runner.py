@@ -18,6 +18,7 @@ from captory_data.formats.base import Sample
 from captory_data.gallery import Gallery
 from captory_data.identity import Wanted
 from captory_data.outcomes import Failure, Finished, ItemDone, Outcome, StageDone, Started, Synthesize
+from captory_data.partners import with_partners
 from captory_data.planning import Planned, Retry, plan_items
 from captory_data.provenance import failure_row, make_record
 from captory_data.report import write_report
@@ -50,14 +51,17 @@ async def run_job(
     the disk fails, nothing more is written. The summary's `error` says why, and the same call continues later.
 
     Raises:
-        DataError: the run cannot begin, or other models than before make the images. Its `exit_code` is the command's.
+        DataError: the run cannot begin, or other models or partners than before would make the images. Its `exit_code`
+            is the command's.
     """
     with open_dataset(out, spec, source.classes) as dataset:
         source.classes = dataset.source_classes
         total = len(source) if limit is None else min(limit, len(source))
-        run = _Run(dataset, Progress(total), stop or asyncio.Event(), progress, batch_limits or BatchLimits(), clock)
+        stop = stop or asyncio.Event()
+        run = _Run(dataset, Progress(total), stop, progress, batch_limits or BatchLimits(), clock)
         planned = plan_items(source, spec, dataset.ledger, limit=limit, retry=retry_failed)
-        return await run.execute(planned, synthesize, window)
+        paired = with_partners(planned, source, spec, dataset.check_partners, stop.is_set)
+        return await run.execute(paired, synthesize, window)
 
 
 @dataclass(slots=True)

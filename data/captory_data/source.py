@@ -77,7 +77,7 @@ class SourceItem:
         entry = self.entry
         if entry.prompt is not None:
             return Payload(prompt=entry.prompt)
-        attributes = tuple(one.strip() for one in (entry.attributes or "").split(";") if one.strip())
+        attributes = tuple(entry.attributes)
         if entry.caption is not None:
             return Payload(caption=entry.caption, attributes=attributes)
         return Payload(read_span(self.root, entry.path or "", entry.offset, entry.size), attributes=attributes)

@@ -314,6 +314,7 @@ def _info(
         backend=sessions[family.painter.denoiser].backend,
         in_world_only=family.in_world_only,
         mode_sha256={mode: modes.digests[mode] for mode in offered},
+        inexact_modes=tuple(mode for mode in offered if roles and roles.words(modes.plans[mode])),
     )
 
 
@@ -338,9 +339,10 @@ async def _warm_up(pipeline: Pipeline) -> None:
 async def _first(pipeline: Pipeline) -> None:
     size = pipeline.info.defaults
     parameters = replace(size, steps=1)
-    image = encode_image(np.zeros((size.height, size.width, 3), np.uint8), ImageFormat.PNG)
+    slopes = np.indices((size.height, size.width)).sum(axis=0) % 256  # so that there is something to be said of it
+    image = encode_image(np.repeat(slopes.astype(np.uint8)[:, :, None], 3, axis=2), ImageFormat.PNG)
     mode = Mode.REWRITE if Mode.REWRITE in pipeline.info.modes else Mode.CIP
     item = Item("warm-up", parameters, (Sample(0, 0, 0),), mode=mode, class_name="photo", image=image)
     async for event in pipeline.run(item):
-        if isinstance(event, Failed):
+        if isinstance(event, Failed) and not event.dropped:
             raise (Unavailable if event.status == Unavailable.grpc_status else BadModel)(event.reason, event.message)

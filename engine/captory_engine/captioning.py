@@ -99,8 +99,8 @@ class EmbeddedCaptioner:
     async def _digest(self, image: bytes) -> str:
         """The name of an image by its content."""
         if len(image) <= HASHED_AT_ONCE_BYTES:
-            return _sha256(image)
-        digest: str = await self._codecs.run(_sha256, image)
+            return sha256_of(image)
+        digest: str = await self._codecs.run(sha256_of, image)
         return digest
 
 
@@ -116,5 +116,6 @@ def pixel_values(spec: families.Captioner, image: Image.Image) -> NDArray[Any]:
     )
 
 
-def _sha256(data: bytes) -> str:
+def sha256_of(data: bytes) -> str:
+    """The name of bytes by their content."""
     return hashlib.sha256(data).hexdigest()

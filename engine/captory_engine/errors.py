@@ -40,9 +40,13 @@ class Expired(CaptoryError):  # noqa: N818
 
 
 class BadOutput(CaptoryError):  # noqa: N818
-    """A model gave what must not be published: NaN, Inf, a wrong shape."""
+    """A model gave what must not be published: NaN, Inf, a wrong shape, words that are none."""
 
     grpc_status = "DATA_LOSS"
+
+
+class Unsuited(BadOutput):
+    """A model elsewhere does not take the request as it is; asked again, it would not either."""
 
 
 class Unavailable(CaptoryError):  # noqa: N818

@@ -33,7 +33,8 @@ class Limits:
 class FamilyInfo:
     """The family that is served. `in_world_only`: what it makes of real photographs is outside what it learnt.
 
-    `mode_sha256` are the digests of the modes' instruction files.
+    `mode_sha256` are the digests of the modes' instruction files. `inexact_modes` are those whose words come from a
+    server that does not repeat them.
     """
 
     name: str
@@ -46,3 +47,4 @@ class FamilyInfo:
     backend: str
     in_world_only: bool
     mode_sha256: Mapping[Mode, str] = field(default_factory=dict)
+    inexact_modes: tuple[Mode, ...] = ()

@@ -122,7 +122,7 @@ class Captioned:
 
 @dataclass(frozen=True, slots=True)
 class Prompted:
-    """One prompt of the item. `writer` is template, model, or fallback (the model's words were refused)."""
+    """One prompt of the item. `writer` is client, template, model, or fallback (the model's words were refused)."""
 
     text: str
     prompt_index: int

@@ -14,9 +14,10 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, NamedTuple
 
 import yaml
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, JsonValue, ValidationError, model_validator
 
 from captory_engine.errors import BadModel
+from captory_engine.family import explain
 from captory_engine.items import Mode
 
 SHIPPED = Path(__file__).with_name("instructions")
@@ -90,7 +91,7 @@ class Instruction(_Section):
     max_tokens: Annotated[int, Field(ge=1, le=4096)]
     stop: Annotated[tuple[Annotated[str, Field(min_length=1, max_length=64)], ...], Field(max_length=4)] = ()
     max_attempts: Annotated[int, Field(ge=1, le=16)] = 4
-    json_schema: dict[str, Any] | None = None
+    json_schema: dict[str, JsonValue] | None = None
 
     @model_validator(mode="after")
     def _check(self) -> Instruction:
@@ -127,9 +128,11 @@ class Templates(_Section):
     classless: Template
 
     @model_validator(mode="after")
-    def _check_class(self) -> Templates:
+    def _check_templates(self) -> Templates:
         if "c" in fields_of(self.classless):
             raise ValueError("classless: {c} cannot stand there")
+        if not (self.template.strip() and self.classless.strip()):
+            raise ValueError("template and classless: neither may be empty")
         return self
 
     @property
@@ -169,8 +172,9 @@ class PromptPlan(Templates):
 
     def _check_writer(self) -> None:
         told = self.instruction is not None and self.fallback is not None
-        if self.writer is WriterKind.MODEL and not (told and "words" in self.fields):
-            raise ValueError("writer: a model needs an instruction, a fallback, and {words} in the template")
+        worded = all("words" in fields_of(template) for template in (self.template, self.classless))
+        if self.writer is WriterKind.MODEL and not (told and worded):
+            raise ValueError("writer: a model needs an instruction, a fallback, and {words} in both templates")
         if self.writer is WriterKind.TEMPLATE and (self.instruction or self.fallback or "words" in self.fields):
             raise ValueError("writer: instruction, fallback and {words} are for a model")
         if self.fallback is not None and "words" in self.fallback.fields:
@@ -208,7 +212,7 @@ def _own_files(folder: Path) -> Iterator[tuple[Mode, Path]]:
     """A name that is no mode's is refused: a misspelt file would otherwise change nothing, unnoticed."""
     if not folder.is_dir():
         raise BadModel("MODES_MISSING", f"There is no folder of instruction files at {str(folder)!r}.")
-    for path in sorted(folder.glob("*.y*ml")):
+    for path in sorted(path for path in folder.iterdir() if path.suffix.lower() in (".yaml", ".yml")):
         if path.suffix != ".yaml" or path.stem not in set(Mode):
             raise BadModel("MODE_INVALID", f"{path.name!r} names no mode; there are {', '.join(Mode)}, each .yaml.")
         yield Mode(path.stem), path
@@ -226,15 +230,9 @@ def _parse(path: Path, content: bytes) -> PromptPlan:
     except (yaml.YAMLError, UnicodeDecodeError, RecursionError) as error:
         raise BadModel("MODE_INVALID", f"{str(path)!r} is not valid YAML.") from error
     except ValidationError as error:
-        words = "; ".join(_explain(problem) for problem in error.errors(include_url=False, include_context=False))
-        raise BadModel("MODE_INVALID", f"The instruction file {str(path)!r} does not hold: {words}.") from None
+        raise BadModel("MODE_INVALID", f"The instruction file {str(path)!r} does not hold: {explain(error)}.") from None
 
 
 def _speaks(schema: Mapping[str, Any]) -> bool:
     properties = schema.get("properties")
     return isinstance(properties, dict) and SPOKEN in properties
-
-
-def _explain(problem: Any) -> str:
-    where = ".".join(str(part) for part in problem["loc"]) or "the file"
-    return f"{where}: {problem['msg']}"

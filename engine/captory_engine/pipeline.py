@@ -157,12 +157,17 @@ class Pipeline:
         return build_prompt(plan, given, words), "fallback" if words is None else "model"
 
     def fit(self, prompt: str, policy: TokenPolicy, image_index: int) -> tuple[str, PromptTokens]:
-        """The prompt as the painter's text encoder takes it; of one that is split, the part of this image."""
+        """The prompt as the painter's text encoder takes it; of one that is split, the part of this image.
+
+        Its tokens are counted before that.
+        """
         tokenizer = self._painter.tokenizer
-        if policy is TokenPolicy.SPLIT:
-            parts = tokenizer.split(prompt)
-            prompt = parts[image_index % len(parts)]
-        return prompt, tokenizer.encode(prompt, policy)
+        whole = tokenizer.encode(prompt, policy)
+        if policy is not TokenPolicy.SPLIT:
+            return prompt, whole
+        parts = tokenizer.split(prompt)
+        part = parts[image_index % len(parts)]
+        return part, replace(tokenizer.encode(part, policy), token_count=whole.token_count)
 
     async def paint(self, item: Item, sample: Sample, words: _Words) -> Painted:
         """One finished image from a prompt within the token budget."""

@@ -12,6 +12,7 @@ from captory_engine.modes import Acceptance, CaptionLength, PromptPlan, fill
 
 MAX_TEXT_CHARS = 2000
 PAPER_RULE = Acceptance()
+_TYPESET = str.maketrans({"‘": "'", "’": "'", "“": '"', "”": '"', "–": "-", "—": "-", "…": "..."})
 _BETWEEN_ATTRIBUTES = re.compile(r", (?:and )?| with | and ")
 
 
@@ -37,7 +38,8 @@ def build_prompt(plan: PromptPlan, given: Mapping[str, str], words: str | None =
     Without a class the clause that names it is dropped: basic is "a photo", CiP is the caption alone.
     """
     templates = plan.fallback if plan.fallback is not None and words is None else plan
-    return fill(templates.template if given["c"] else templates.classless, {**given, "words": words or ""})
+    template = templates.template if given["c"] else templates.classless
+    return clean_model_text(fill(template, {**given, "words": words or ""}))
 
 
 def caption_length(plan: PromptPlan, seed: int, attributes: Sequence[str] = ()) -> CaptionLength | None:
@@ -65,6 +67,16 @@ def clean_model_text(text: str, max_chars: int = MAX_TEXT_CHARS) -> str:
     if not kept.isprintable():
         kept = "".join(char for char in kept if char.isspace() or unicodedata.category(char)[0] != "C")
     return unicodedata.normalize("NFC", " ".join(kept.split()))[:max_chars].rstrip()
+
+
+def plain_words(text: str) -> str:
+    """A model's words, made plain; its quotation marks, dashes and dots as a keyboard has them."""
+    return clean_model_text(text.translate(_TYPESET))
+
+
+def is_latin(text: str) -> bool:
+    """Whether every letter is one of the Latin script: an encoder that was taught English can read it."""
+    return text.isascii() or all("LATIN" in unicodedata.name(char, "") for char in text if char.isalpha())
 
 
 def accept_rewrite(text: str, rule: Acceptance = PAPER_RULE) -> bool:

@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import NamedTuple, Protocol
 
 from captory_engine.cache import SingleFlight, content_key
-from captory_engine.errors import BadOutput
+from captory_engine.errors import BadOutput, Unsuited
 from captory_engine.modes import SPOKEN, Acceptance, Instruction
-from captory_engine.prompts import accept_rewrite, clean_model_text
+from captory_engine.prompts import accept_rewrite, plain_words
 from captory_engine.stages import Share
 
 MAX_ANSWER_CHARS = 64 << 10
+
+_THOUGHTS = re.compile(r"^\s*<think>.*?(?:</think>|\Z)", re.DOTALL)
 
 
 class Writer(Protocol):
@@ -22,14 +25,18 @@ class Writer(Protocol):
     async def attempt(self, instruction: Instruction, words: Mapping[str, str], seed: int, share: Share) -> str:
         """One answer, whatever it is; `words` are the values of the instruction's fields.
 
-        Raises `BadOutput` for an answer that cannot be text, and `Unavailable` when the writer is away for longer
+        Raises `BadOutput` for an answer that cannot be text, `Unsuited` for what it is never answered to, and
+        `Unavailable` when the writer is away for longer
         than its own bounded patience.
         """
         ...
 
 
 class Worded(NamedTuple):
-    """What came of the attempts: the model's words, or none when every attempt was refused."""
+    """What came of the attempts: the model's words, or none when every attempt was refused.
+
+    A cache knows an entry that is None from one that is not there by this.
+    """
 
     text: str | None
 
@@ -59,17 +66,22 @@ class Wording:
         for attempt in range(instruction.max_attempts):
             try:
                 answer = await self.writer.attempt(instruction, given, seed + attempt, share)
+            except Unsuited:
+                return None
             except BadOutput:
                 continue
-            text = clean_model_text(spoken(answer, structured=instruction.json_schema is not None))
+            text = plain_words(spoken(answer, structured=instruction.json_schema is not None))
             if accept_rewrite(text, rule):
                 return text
         return None
 
 
 def spoken(answer: str, *, structured: bool) -> str:
-    """The words of an answer; in a structured one its object's `text`. A writer without schemas answers plainly."""
-    words = answer[:MAX_ANSWER_CHARS].strip()
+    """The words of an answer; in a structured one its object's `text`. A writer without schemas answers plainly.
+
+    What a model thinks aloud first is none of it; one that thinks to the end says nothing.
+    """
+    words = _THOUGHTS.sub("", answer[:MAX_ANSWER_CHARS]).strip()
     if not structured or not words.startswith("{"):
         return words
     try:

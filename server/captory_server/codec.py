@@ -25,6 +25,8 @@ def read_item(message: pb.Item, info: FamilyInfo) -> items.Item:
     parameters = read_parameters(message.parameters, info, WorkClass.BULK)
     mode = _read_mode("mode", message.mode, info)
     image, caption, prompt = _read_input(message, info, parameters.stop_after)
+    if parameters.determinism is items.Determinism.EXACT and mode in info.inexact_modes and prompt is None:
+        raise refuse("parameters.determinism", f"{mode} has words of a vLLM server, which does not repeat them exactly")
     return items.Item(
         id=check_id("id", message.id),
         parameters=parameters,

@@ -94,6 +94,7 @@ def write_info(info: FamilyInfo, *, version: str, max_message_bytes: int) -> pb.
         backend=info.backend,
         in_world_only=info.in_world_only,
         mode_sha256={str(mode): digest for mode, digest in info.mode_sha256.items()},
+        inexact_modes=[MODES.write(mode) for mode in info.inexact_modes],
     )
 
 

@@ -13,8 +13,8 @@ import pytest
 from main_job import PHOTOS, SAMPLE, captory, run
 from oracle import judge
 
-from captory_data.identity import identify
-from captory_data.spec import JobSpec
+from captory_data.identity import ONE_PROMPT_AN_IMAGE, identify
+from captory_data.spec import MODES, JobSpec
 
 
 @pytest.fixture(scope="module")
@@ -111,7 +111,7 @@ def test_broken_files_are_rows_and_the_rest_goes_on(source: Path, tmp_path: Path
     assert (mended.code, mended.summary["images"]) == (0, 5)
 
 
-@pytest.mark.parametrize("mode", ["basic", "caption-only", "recap-short", "recap-long", "recap-mix", "rewrite"])
+@pytest.mark.parametrize("mode", MODES)
 def test_every_mode_says_how_its_prompts_were_made(source: Path, tmp_path: Path, mode: str) -> None:
     out = tmp_path / "out"
     ended = run(source, out, "--mode", mode, "--limit", "4", "--per-image", "2")
@@ -120,7 +120,14 @@ def test_every_mode_says_how_its_prompts_were_made(source: Path, tmp_path: Path,
     assert len(found) == 8
     assert {record["mode"] for record in found} == {mode}
     indices = {(record["prompt_index"], record["sample_index"]) for record in found}
-    assert indices == ({(0, 0), (1, 0)} if mode in ("rewrite", "recap-mix") else {(0, 0), (0, 1)})
+    assert indices == ({(0, 0), (1, 0)} if mode in ONE_PROMPT_AN_IMAGE else {(0, 0), (0, 1)})
+    assert {bool(record["caption"]) for record in found} == {mode != "basic"}
+    assert {bool(record["synthetic_captions"]) for record in found} == {mode == "closed-loop"}
+    assert {bool(record["caption_source"]) for record in found} == {mode in ("shuffled", "cross-class")}
+    assert {record["writer"] == "template" for record in found} == {mode not in ("rewrite", "face")}
+    if mode in ("closed-loop", "shuffled"):
+        again = captory("reproduce", out, str(found[0]["id"]))
+        assert again.code == 0, again.stderr
 
 
 def test_a_folder_of_one_s_own_instruction_files(source: Path, tmp_path: Path) -> None:

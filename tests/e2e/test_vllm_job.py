@@ -16,12 +16,12 @@ from pathlib import Path
 import pytest
 from main_job import SAMPLE, run
 from real_triton import items
-from real_vllm import ARGUMENTS, ENVIRONMENT, NEEDS_VLLM, WRITER, vllm_server
+from real_vllm import ARGUMENTS, ENVIRONMENT, NEEDS_VLLM, WRITER, num_answered, num_running, vllm_server
 
 from captory_engine.assembly import EngineConfig, open_pipeline
 from captory_engine.errors import BadModel, Expired
 from captory_engine.family import find_family
-from captory_engine.items import Item, Mode, Painted, Parameters, Sample, Stage, WorkClass
+from captory_engine.items import Event, Item, Mode, Painted, Parameters, Prompted, Sample, Stage, WorkClass
 from captory_engine.manifest import verify_manifest
 from captory_engine.modes import read_modes
 from captory_engine.pipeline import Pipeline
@@ -116,17 +116,26 @@ async def test_it_has_no_eyes_and_is_refused_as_captioner(address: str) -> None:
 
 async def test_a_deadline_ends_the_work_there(address: str) -> None:
     pipeline = await open_pipeline(EngineConfig(ROOT, num_threads=1, writer=f"vllm://{address}"))
-    parameters: Parameters = replace(pipeline.info.defaults, stop_after=Stage.PROMPT, deadline_s=0.02)
-    samples = tuple(Sample(index, 0, index) for index in range(64))
+    parameters: Parameters = replace(pipeline.info.defaults, stop_after=Stage.PROMPT, deadline_s=0.3)
+    many = tuple(Sample(index, 0, 5000 + index) for index in range(1024))  # seconds of work
+    late = Item("late", parameters, many, mode=Mode.REWRITE, caption=CAPTION)
+    in_time = Item("in-time", replace(parameters, deadline_s=None), many[:4], mode=Mode.REWRITE, caption=CAPTION)
+    before = num_answered(address)
     try:
-        events = pipeline.run(Item("late", parameters, samples, mode=Mode.REWRITE, caption=CAPTION))
         with pytest.raises(Expired):
-            [event async for event in events]
-        whole = replace(parameters, deadline_s=None)
-        in_time = pipeline.run(Item("in-time", whole, samples[:4], mode=Mode.REWRITE, caption=CAPTION))
-        assert [event async for event in in_time]
+            await listed(pipeline.run(late))
+        prompted = [event for event in await listed(pipeline.run(in_time)) if isinstance(event, Prompted)]
     finally:
         await pipeline.close()
+    assert len(prompted) == 4
+    assert "model" in {event.writer for event in prompted}
+    assert num_answered(address) - before < len(many) / 2
+    while num_running(address):  # each look takes a few milliseconds; the test's own limit ends it
+        pass
+
+
+async def listed(events: AsyncIterator[Event]) -> list[Event]:
+    return [event async for event in events]
 
 
 def test_a_folder_becomes_a_dataset(address: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -13,10 +13,9 @@ from contextlib import ExitStack, asynccontextmanager, contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
 
-import httpx
 import pytest
 from real_triton import SAMPLE, Fate, fates, items
-from real_vllm import ARGUMENTS, ENVIRONMENT, NEEDS_VLLM, WRITER, free_port, vllm_server
+from real_vllm import ARGUMENTS, ENVIRONMENT, NEEDS_VLLM, WRITER, free_port, num_answered, vllm_server
 
 from captory_engine.assembly import EngineConfig, open_pipeline
 from captory_engine.errors import Unreachable
@@ -110,12 +109,6 @@ def running_job(out: Path, environment: dict[str, str]) -> Iterator[subprocess.P
     finally:
         job.kill()
         job.communicate()
-
-
-def num_answered(address: str) -> float:
-    """Requests that vLLM says it has answered."""
-    lines = httpx.get(f"http://{address}/metrics", trust_env=False).text.splitlines()
-    return sum(float(line.rpartition(" ")[2]) for line in lines if line.startswith("vllm:request_success_total{"))
 
 
 async def test_away_for_longer_than_patience_fails_images_and_only_those() -> None:

@@ -32,6 +32,7 @@ class Peer:
     """Answers with `text`. `faults` are used up, one a request for text; `gate` holds all of them while it is clear."""
 
     text: str = SENTENCE
+    ends: str = "stop"
     models: tuple[str, ...] = ("model-a",)
     chats: bool = True
     sees: bool = True
@@ -42,6 +43,7 @@ class Peer:
     gate: Event = field(default_factory=Event)
     hung_up: Event = field(default_factory=Event)
     gone: bool = False
+    hangs: bool = False
     changed: Condition = field(default_factory=Condition)
     num_busy: int = 0
     max_busy: int = 0
@@ -69,12 +71,16 @@ class Handler(BaseHTTPRequestHandler):
     peer: Peer
 
     def do_GET(self) -> None:
+        if self.peer.gone:
+            return cut(self)
+        if self.peer.hangs and self.path == "/health":
+            return silent(self)
         answers = {
             "/health": "",
             "/version": json.dumps({"version": "0.32.0"}),
             "/v1/models": json.dumps({"data": [{"id": name, "root": name} for name in self.peer.models]}),
         }
-        self.answer(answers[self.path].encode(), 200 if self.allowed() else 401)
+        return self.answer(answers[self.path].encode(), 200 if self.allowed() else 401)
 
     def do_POST(self) -> None:
         body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
@@ -104,7 +110,7 @@ class Handler(BaseHTTPRequestHandler):
         if (self.path == CHAT and not self.peer.chats) or (pictures and not self.peer.sees):
             return self.answer(json.dumps({"error": {"message": "as told", "code": 400}}).encode(), 400)
         said = {"message": {"role": "assistant", "content": self.peer.text}} if self.path == CHAT else {}
-        choice = {"index": 0, "finish_reason": "stop", "text": self.peer.text} | said
+        choice = {"index": 0, "finish_reason": self.peer.ends, "text": self.peer.text} | said
         return self.answer(json.dumps({"choices": [choice], "usage": {"completion_tokens": 11}}).encode())
 
     def answer(self, body: bytes, status: int = 200) -> None:

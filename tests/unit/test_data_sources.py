@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-import io
 import json
 import os
-import tarfile
 from pathlib import Path
 
 import pytest
-from data_fakes import photo_folder, picture
+from data_fakes import make_tar, photo_folder, picture
 
 from captory_data.errors import ItemError, SourceError
 from captory_data.source import Source, open_source
 from captory_data.sources import entry, files
+from captory_data.sources.columns import MAX_ATTRIBUTES, MAX_ATTRIBUTES_BYTES
 from captory_data.sources.entry import MAX_FILE_BYTES
 
 
@@ -29,19 +28,6 @@ def reasons(source: Source) -> dict[str, str]:
         except ItemError as error:
             found[item.key] = error.reason
     return found
-
-
-def add_member(tar: tarfile.TarFile, name: str, data: bytes) -> None:
-    info = tarfile.TarInfo(name)
-    info.size = len(data)
-    tar.addfile(info, io.BytesIO(data))
-
-
-def make_tar(path: Path, members: list[tuple[str, bytes]]) -> Path:
-    with tarfile.open(path, "w") as tar:
-        for name, data in members:
-            add_member(tar, name, data)
-    return path
 
 
 def test_class_folders(tmp_path: Path) -> None:
@@ -300,6 +286,75 @@ def test_attributes_come_beside_an_image_or_a_caption(tmp_path: Path) -> None:
     assert loaded["d.png"].attributes == ()
 
 
+TOO_MANY = {
+    "many": ["a"] * (MAX_ATTRIBUTES + 1),
+    "large": ["é" * (MAX_ATTRIBUTES_BYTES // 2), "x"],
+    "long": "x" * (MAX_ATTRIBUTES_BYTES + 1),
+    "number": 7,
+    "object": {"young": 1},
+    "numbers": ["young", 1],
+}
+
+
+def test_attributes_may_be_a_list_of_texts(tmp_path: Path) -> None:
+    listed = {
+        "a.png": (["young", " a\nhat ", "", "red; or not", "\x00\x9f"], ("young", "a hat", "red; or not")),
+        "b.png": ("young\x07;\x85;a\u2028hat;\ud800", ("young", "a hat", "?")),
+        "c.png": (["a"] * MAX_ATTRIBUTES + [" "], ("a",) * MAX_ATTRIBUTES),
+        "d.png": (["é" * (MAX_ATTRIBUTES_BYTES // 2)], ("é" * (MAX_ATTRIBUTES_BYTES // 2),)),
+        "e.png": ([], ()),
+        "f.png": (None, ()),
+    }
+    (tmp_path / "rows").mkdir()
+    rows = [{"file_name": key, "caption": "x", "attributes": given} for key, (given, _) in listed.items()]
+    members = [(f"{key[0]}.json", json.dumps(row).encode()) for key, row in zip(listed, rows, strict=True)]
+    (tmp_path / "rows" / "metadata.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    for path in (tmp_path / "rows", make_tar(tmp_path / "t.tar", members)):
+        assert [item.load().attributes for item in open_source(path)] == [read for _, read in listed.values()]
+
+
+def test_a_row_with_wrong_attributes_fails_alone(tmp_path: Path) -> None:
+    (tmp_path / "rows").mkdir()
+    rows = [{"file_name": f"{name}.png", "caption": "x", "attributes": given} for name, given in TOO_MANY.items()]
+    rows.append({"file_name": "right.png", "caption": "x", "attributes": "young"})
+    (tmp_path / "rows" / "metadata.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    members = [(str(row["file_name"]).replace("png", "json"), json.dumps(row).encode()) for row in rows]
+    assert set(reasons(open_source(tmp_path / "rows"))) == {f"{name}.png" for name in TOO_MANY}
+    assert reasons(open_source(make_tar(tmp_path / "t.tar", members))) == {
+        f"t.tar/{name}": "BAD_METADATA" for name in TOO_MANY
+    }
+
+
+def test_attributes_alone_are_an_item_that_fails(tmp_path: Path) -> None:
+    members = [("a.json", b'{"attributes": ["young"]}'), ("b.json", b'{"attributes": []}'), ("c.txt", b"words")]
+    source = open_source(make_tar(tmp_path / "t.tar", members))
+    assert (keys(source), source.ignored) == (["t.tar/a", "t.tar/c"], 1)
+    assert reasons(source) == {"t.tar/a": "BAD_METADATA"}
+
+
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [
+        ("c.csv", "id,name\na,b\nn01, \n"),
+        ("c.json", '{"a": "b", "n01": " "}'),
+        ("c.json", '{"n01": {"name": "", "curated": "c"}}'),
+        ("c.yaml", "n01: {name: ' ', curated: c}\n"),
+    ],
+)
+@pytest.mark.parametrize("class_names", ["raw", "curated"])
+def test_a_class_without_a_name_is_told(tmp_path: Path, name: str, text: str, class_names: str) -> None:
+    (tmp_path / name).write_text(text)
+    with pytest.raises(SourceError, match=r"n01 is a class without a name|class a has no curated name"):
+        open_source(photo_folder(tmp_path / "in"), classes=tmp_path / name, class_names=class_names)
+
+
+def test_names_are_stripped(tmp_path: Path) -> None:
+    root = photo_folder(tmp_path / "in", classes=("n01",), per_class=1)
+    (tmp_path / "c.json").write_text('{" n01 ": {"name": " crane ", "curated": "\\ta crane\\n"}}')
+    for which, name in (("raw", "crane"), ("curated", "a crane")):
+        assert [item.class_name for item in open_source(root, classes=tmp_path / "c.json", class_names=which)] == [name]
+
+
 @pytest.mark.parametrize(
     ("name", "text"),
     [
@@ -309,6 +364,8 @@ def test_attributes_come_beside_an_image_or_a_caption(tmp_path: Path) -> None:
         ("c.json", '{"a": {"curated": "b"}}'),
         ("c.json", '{"a": {"name": "b", "other": "c"}}'),
         ("c.json", '{"a": {"name": ["b"]}}'),
+        ("c.json", '{" ": "b"}'),
+        ("c.json", '{"a": "b", " a": "c"}'),
         ("c.csv", "a,b\na,c\n"),
         ("c.csv", ""),
         ("c.json", "[1]"),

@@ -2,22 +2,31 @@
 
 from __future__ import annotations
 
+import asyncio
 import io
 import json
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
 from pathlib import Path
 
+import numpy as np
 import pytest
 from families import fake_repository
+from PIL import Image
 from rich.console import Console
 from test_evaluation import write_reader
 from typer.testing import CliRunner
 
+from captory_client.errors import ClientError
+from captory_proto.v1 import captory_pb2 as pb
+from captory_training import evaluation_names
 from captory_training.commands import evaluate
-from captory_training.evaluation import FIRST_SCENE, SCENES_A_SEED, Share
-from captory_training.evaluation_names import ARMS, BASELINE, POLYSEMOUS, Trial, polysemous_scenes
+from captory_training.evaluation import FIRST_SCENE, SCENES_A_SEED, Pixels, Settings, Share
+from captory_training.evaluation_names import ARMS, BASELINE, POLYSEMOUS, Trial, compare, polysemous_scenes
 from captory_training.evaluation_names_report import Estimate, names_table, names_values, over_seeds
 from captory_training.oracle import Reading
 from captory_training.picto.kinds import KIND_BY_KEY
+from captory_training.picto.render import render
 from captory_training.picto.scene import Scene
 
 CURATED_CIP = "cip, curated name"
@@ -104,13 +113,88 @@ def test_the_gain_is_taken_seed_by_seed() -> None:
     assert (figures["n"], figures["seeds"]) == (8, 3)
 
 
-def test_the_table_has_a_row_an_arm() -> None:
-    console = Console(record=True, width=160, file=io.StringIO())
+def test_the_table_has_a_column_an_arm_and_fits_a_terminal() -> None:
+    console = Console(record=True, width=80, file=io.StringIO())
     console.print(names_table([trial(2, seed) for seed in range(2)]))
     words = console.export_text()
-    assert all(arm in words for arm in ARMS)
-    assert "75.0 ± 0.0" in words
-    assert "25.0 ± 0.0" in words
+    assert "…" not in words
+    rows = {cells[0].strip(): [cell.strip() for cell in cells[1:]] for cells in split_rows(words)}
+    assert rows["kind"] == ["75.0 ± 0.0", *["100.0 ± 0.0"] * 3]
+    assert rows["over raw name"] == ["0.0 ± 0.0", *["25.0 ± 0.0"] * 3]
+    assert rows["crane"] == ["0.0 ± 0.0", *["100.0 ± 0.0"] * 3]
+    assert rows["background"] == ["100.0 ± 0.0"] * 4
+    heads = [line.strip("┃").split("┃") for line in words.splitlines() if line.startswith("┃")]
+    assert [" ".join(part.strip() for part in parts) for parts in zip(*heads, strict=True)][1:] == list(ARMS)
+
+
+def split_rows(words: str) -> list[list[str]]:
+    return [line.strip("│").split("│") for line in words.splitlines() if line.startswith("│")]
+
+
+class Painter:
+    """Stands in for client and oracle: an image holds the number of its painting, read back as what was asked for.
+
+    The captioner tells a picture's seed, and fails on one; later paintings are done sooner.
+    """
+
+    def __init__(self, scenes: Sequence[Scene], without_caption: Scene) -> None:
+        self._seeds = {render(scene).tobytes(): scene.seed for scene in scenes}
+        self._without_caption = without_caption.seed
+        self.painted: list[tuple[str, int]] = []
+
+    async def caption(self, image: bytes, *, length: str) -> pb.CaptionResult:
+        with Image.open(io.BytesIO(image)) as picture:
+            seed = self._seeds[np.asarray(picture).tobytes()]
+        if seed == self._without_caption:
+            raise ClientError("no caption", code="INTERNAL")
+        return pb.CaptionResult(text=f"{length} {seed}")
+
+    async def prompt(self, caption: str, *, class_name: str, mode: str) -> list[pb.PromptResult]:
+        return [pb.PromptResult(text=f"{mode}, {class_name}, {caption}")]
+
+    async def generate(self, prompt: str, *, seed: int, **_: object) -> list[pb.ImageResult]:
+        number = len(self.painted)
+        self.painted.append((prompt, seed))
+        for _turn in range(8 - number % 8):
+            await asyncio.sleep(0)
+        buffer = io.BytesIO()
+        Image.new("RGB", (1, 1), (number, 0, 0)).save(buffer, "PNG")
+        return [pb.ImageResult(data=buffer.getvalue())]
+
+    def read(self, images: Sequence[Pixels]) -> list[Reading]:
+        asked = (self.painted[image[0, 0, 0]] for image in images)
+        return [{"kind": prompt, "colour": str(seed), "background": ""} for prompt, seed in asked]
+
+
+def test_readings_land_in_their_own_arm_and_arms_share_seeds(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    by_seed = [polysemous_scenes(8, seed) for seed in (5, 6)]
+    missing = by_seed[0][3]
+    painter = Painter([scene for scenes in by_seed for scene in scenes], missing)
+
+    @asynccontextmanager
+    async def fake_serving(_: Settings) -> AsyncIterator[Painter]:
+        yield painter
+
+    monkeypatch.setattr(evaluation_names, "serving", fake_serving)
+    monkeypatch.setattr(evaluation_names, "Oracle", lambda _: painter)
+    trials = asyncio.run(compare(Settings(tmp_path, num_scenes=8, seed=5), 2, str))
+    assert [trial.scenes for trial in trials] == by_seed
+    for trial in trials:
+        for arm, mode, curated in (
+            ("basic, raw name", "MODE_BASIC", False),
+            ("basic, curated name", "MODE_BASIC", True),
+            ("cip, raw name", "MODE_CIP", False),
+            ("cip, curated name", "MODE_CIP", True),
+        ):
+            kinds = [KIND_BY_KEY[scene.kind] for scene in trial.scenes]
+            names = [kind.singular if curated else kind.class_name for kind in kinds]
+            assert trial.readings[arm] == [
+                None
+                if scene == missing
+                else {"kind": f"{mode}, {name}, short {scene.seed}", "colour": str(scene.seed), "background": ""}
+                for scene, name in zip(trial.scenes, names, strict=True)
+            ]
+    assert len(set(painter.painted)) == len(painter.painted) == 4 * (2 * 8 - 1)
 
 
 def test_the_command_goes_through_a_real_server(tmp_path: Path) -> None:
@@ -121,15 +205,19 @@ def test_the_command_goes_through_a_real_server(tmp_path: Path) -> None:
     figures = json.loads(told.stdout)
     assert (figures["n"], figures["seeds"]) == (8, 2)
     assert figures["failed"] == dict.fromkeys(ARMS, 0)
-    assert all(0 <= arm["right"]["colour"]["mean"] <= 1 for arm in figures["arms"].values())
     assert figures["arms"][BASELINE]["right"]["kind"]["mean"] == 0.0  # this oracle knows houses and trees only
 
 
 @pytest.mark.parametrize(
     ("options", "word"),
-    [(["--n", "7"], "scenes"), (["--seed", "9998"], "seeds"), (["--sheet", "sheet.png"], "sheet")],
+    [
+        (["--names", "--n", "7"], "scenes"),
+        (["--names", "--seed", "9998"], "seeds"),
+        (["--names", "--sheet", "sheet.png"], "sheet"),
+        (["--seeds", "5"], "--names"),
+    ],
 )
 def test_what_cannot_be_compared_is_refused(options: list[str], word: str) -> None:
-    told = CliRunner().invoke(evaluate, ["picto", "--names", *options])
+    told = CliRunner().invoke(evaluate, ["picto", *options])
     assert told.exit_code == 2
     assert word in told.stderr

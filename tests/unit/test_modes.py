@@ -97,8 +97,13 @@ BAD_FILES = {
     MODEL_FILE.replace("Reword: {caption}", "Reword: {words}"): "instruction: .*words",
     MODEL_FILE.replace("Reword: {caption}", "Reword: {text}"): r"instruction\.user: .*\{text\}",
     MODEL_FILE.replace('"{c}, {caption}"', '"{words}"'): "fallback",
-    "- a list": "the file",
-    "": "the file",
+    "template: a\nclassless: ' '": "classless",
+    MODEL_FILE.replace('classless: "{words}"', "classless: a photo", 1): "writer: .*both",
+    MODEL_FILE.replace(
+        "max_tokens: 64", "max_tokens: 64, json_schema: {properties: {text: 2026-01-01}}"
+    ): "json_schema",
+    "- a list": "the whole",
+    "": "the whole",
     "template: [": "YAML",
     "template: \x01": "YAML",
 }

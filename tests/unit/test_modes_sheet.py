@@ -102,9 +102,11 @@ def test_the_sheet_shows_what_there_is_and_greys_what_is_not(scenes: list[Scene]
     assert np.asarray(sheet).std() > 10
 
 
-def test_a_row_is_a_real_job(tmp_path: Path, scenes: list[Scene]) -> None:
+def test_a_row_is_a_real_job(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, scenes: list[Scene]) -> None:
     if not any(default_repository().glob("*/family.yaml")):
         pytest.skip("there is no embedded family here")
+    for name in ("CAPTORY_WRITER", "CAPTORY_CAPTIONER"):
+        monkeypatch.setenv(name, "vllm://127.0.0.1:1")  # the sheet is of the embedded family
     classes = write_source(tmp_path, scenes)
     row = Row("cip", ("--mode", "cip", "--steps", "1"))
     examples = run_job(row, tmp_path / "pictures", classes, tmp_path / "out")

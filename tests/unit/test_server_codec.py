@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from dataclasses import replace
 
 import pytest
 from fakes import DEFAULTS, LIMITS, family_info, png
@@ -113,6 +114,15 @@ def test_a_bad_field_is_refused_by_its_name(field: str) -> None:
     with pytest.raises(InvalidInput) as refused:
         read_item(BAD_ITEMS[field], INFO)
     assert refused.value.field == field
+
+
+def test_exact_is_refused_where_words_are_not_repeated() -> None:
+    info = replace(INFO, inexact_modes=(Mode.CIP,))
+    exact = pb.Parameters(determinism=pb.DETERMINISM_EXACT)
+    with pytest.raises(InvalidInput, match="cip has words of a vLLM server"):
+        read_item(pb.Item(id="a", image=png(), mode=pb.MODE_CIP, parameters=exact), info)
+    assert read_item(pb.Item(id="a", image=png(), mode=pb.MODE_BASIC, parameters=exact), info).mode is Mode.BASIC
+    assert read_item(pb.Item(id="a", prompt="a boat", mode=pb.MODE_CIP, parameters=exact), info).prompt == "a boat"
 
 
 def test_attributes_stand_beside_any_input() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import base64
 import io
 import json
@@ -23,7 +24,7 @@ from captory_engine.errors import BadModel, BadOutput, InvalidInput, Unavailable
 from captory_engine.family import LocatedFamily, find_family
 from captory_engine.items import Captioned, Event, Item, Mode, Painted, Sample, Stage
 from captory_engine.pipeline import Pipeline
-from captory_engine.vllm.captioner import MAX_SIDE_PX, TELLINGS
+from captory_engine.vllm.captioner import MAX_SIDE_PX, TELLINGS, Telling, VllmCaptioner
 from captory_engine.vllm.endpoint import Endpoint
 from captory_engine.vllm.options import VllmOptions
 
@@ -145,6 +146,7 @@ async def test_bytes_that_are_no_picture_never_leave(repository: Path, peer: Pee
         (raw(b"\xff"), "ANSWER_NOT_TEXT"),
         (raw(b"[]"), "ANSWER_MALFORMED"),
         (status(400), "VLLM_REFUSED"),
+        (raw('{"choices": [{"message": {"content": "湖上的两条红船"}}]}'.encode()), "CAPTION_LANGUAGE"),
     ],
 )
 async def test_no_caption_fails_the_item_with_the_reason(
@@ -156,6 +158,44 @@ async def test_no_caption_fails_the_item_with_the_reason(
             await events_of(pipeline, photograph(64, 64), Mode.CIP, stop=Stage.CAPTION)
         assert failed.value.reason == reason
         assert await events_of(pipeline, photograph(64, 64), Mode.CIP, stop=Stage.CAPTION)
+
+
+async def test_its_typesetting_is_made_plain(repository: Path, peer: Peer, address: str) -> None:
+    peer.text = "a “red” boat — the café’s…"
+    async with captioning(repository, address) as pipeline:
+        said, *_ = await events_of(pipeline, photograph(64, 64), Mode.CIP, stop=Stage.CAPTION)
+    assert said == Captioned('a "red" boat - the café\'s...', "short", 11)
+
+
+async def test_pictures_are_made_ready_when_there_is_a_place_for_them(
+    repository: Path, peer: Peer, address: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made: list[bytes] = []
+    body = VllmCaptioner._body
+
+    def noted(captioner: VllmCaptioner, image: bytes, telling: Telling) -> bytes:
+        made.append(image)
+        return body(captioner, image, telling)
+
+    monkeypatch.setattr(VllmCaptioner, "_body", noted)
+    vllm = VllmOptions(patience_s=20.0, timeout_s=20.0, max_concurrent=1)
+    async with captioning(repository, address, vllm=vllm) as pipeline:
+        made.clear()
+        peer.gate.clear()
+        asked = [
+            asyncio.create_task(events_of(pipeline, photograph(64, 64 + k), Mode.CIP, stop=Stage.CAPTION))
+            for k in range(4)
+        ]
+        assert await asyncio.to_thread(peer.wait_busy, 1)
+        assert len(made) == 1
+        peer.gate.set()
+        await asyncio.gather(*asked)
+    assert len(made) == 4
+
+
+async def test_modes_with_its_captions_are_never_exact(repository: Path, address: str) -> None:
+    async with captioning(repository, address) as pipeline:
+        assert set(pipeline.info.inexact_modes) == set(pipeline.info.modes) - {Mode.BASIC}
 
 
 async def test_a_model_without_eyes_is_refused_at_start(repository: Path, peer: Peer, address: str) -> None:

@@ -8,15 +8,16 @@ import json
 import logging
 import socket
 from collections.abc import AsyncIterator, Iterator
-from contextlib import asynccontextmanager, suppress
+from contextlib import ExitStack, asynccontextmanager, suppress
 from typing import Any
 
 import pytest
+from clocks import Clock
 from fake_vllm import CHAT, Fault, Peer, cut, endless, raw, serving, silent, status, trickling, zipped
 from hypothesis import given
 from hypothesis import strategies as st
 
-from captory_engine.errors import BadModel, BadOutput, CaptoryError, Unavailable, Unreachable
+from captory_engine.errors import BadModel, BadOutput, CaptoryError, Unavailable, Unreachable, Unsuited
 from captory_engine.vllm import endpoint as endpoint_module
 from captory_engine.vllm.answers import read_chat, read_completion, read_models
 from captory_engine.vllm.endpoint import KEY_VARIABLE, MAX_ANSWER_BYTES, Endpoint, api_key
@@ -54,7 +55,7 @@ def free_port() -> int:
 
 async def test_an_answer_comes_as_text(peer: Peer, address: str) -> None:
     async with connected(address) as endpoint:
-        assert read_chat(await endpoint.post(CHAT, BODY)) == (peer.text, 11)
+        assert read_chat(await endpoint.post(CHAT, BODY)) == (peer.text, 11, False)
         assert [model.id for model in read_models(await endpoint.get("/v1/models"))] == ["model-a"]
     assert [request.body for request in peer.requests] == [BODY]
     assert "authorization" not in peer.requests[0].headers
@@ -111,8 +112,8 @@ async def test_what_failed_safely_is_asked_again(peer: Peer, address: str, fault
         (status(404), Unavailable, "VLLM_FAILED"),
         (status(307), Unavailable, "VLLM_FAILED"),
         (status(403), Unavailable, "VLLM_KEY"),
-        (status(400), BadOutput, "VLLM_REFUSED"),
-        (status(413), BadOutput, "VLLM_REFUSED"),
+        (status(400), Unsuited, "VLLM_REFUSED"),
+        (status(413), Unsuited, "VLLM_REFUSED"),
         (raw(b"x" * (10 << 20)), BadOutput, "ANSWER_TOO_LONG"),
         (endless, BadOutput, "ANSWER_TOO_LONG"),
         (raw(b'{"choices": [{"message": {"content": "caf\xe9"}}]}'), BadOutput, "ANSWER_NOT_TEXT"),
@@ -175,21 +176,78 @@ async def test_nobody_there_for_longer_than_patience() -> None:
     assert down.value.reason == "VLLM_DOWN"
 
 
-async def test_while_nobody_is_there_it_is_asked_until_somebody_is(peer: Peer, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(endpoint_module, "LONGEST_PAUSE_S", 0.01)
-    with serving(peer) as address:
-        first = connected(address, patience_s=0.05)
-        endpoint = await first.__aenter__()
-        await endpoint.post(CHAT, BODY)
-        assert endpoint.answers
-    with pytest.raises(Unreachable):
-        await endpoint.post(CHAT, BODY)
-    assert not endpoint.answers
-    with serving(Peer(), int(address.rpartition(":")[2])):
+class Watched(Endpoint):
+    """Tells what it notes."""
+
+    def __init__(self, address: str, options: VllmOptions, clock: Clock | None = None) -> None:
+        super().__init__(address, options, clock=clock or Clock())
+        self.noted: asyncio.Queue[bool] = asyncio.Queue()
+
+    def _note(self, *, answers: bool) -> None:
+        super()._note(answers=answers)
+        self.noted.put_nowait(answers)
+
+    async def until(self, answers: bool) -> None:
         async with asyncio.timeout(20):
-            while not endpoint.answers:  # nobody asks for anything
-                await asyncio.sleep(0)
-    await first.__aexit__(None, None, None)
+            while await self.noted.get() != answers:
+                pass
+
+
+@asynccontextmanager
+async def watched(address: str, clock: Clock | None = None, **options: float) -> AsyncIterator[Watched]:
+    endpoint = Watched(address, VllmOptions(**({"patience_s": 60.0} | options)), clock)
+    endpoint.watch()
+    try:
+        yield endpoint
+    finally:
+        await endpoint.close()
+
+
+async def test_it_is_known_when_it_goes_and_when_it_is_back(peer: Peer, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(endpoint_module, "HEARTBEAT_S", 0.01)
+    with ExitStack() as there:
+        address = there.enter_context(serving(peer))
+        async with watched(address) as endpoint:
+            await endpoint.until(True)
+            there.close()
+            await endpoint.until(False)
+            assert not endpoint.answers
+            with serving(Peer(), int(address.rpartition(":")[2])):
+                await endpoint.until(True)
+                assert endpoint.answers
+
+
+async def test_one_that_hangs_is_known_too(peer: Peer, address: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(endpoint_module, "HEALTH_TIMEOUT_S", 0.05)
+    peer.hangs = True
+    async with watched(address) as endpoint:
+        await endpoint.until(False)
+
+
+async def test_who_comes_when_it_has_long_been_away_does_not_wait_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(endpoint_module, "HEARTBEAT_S", 60.0)
+    clock = Clock()
+    async with watched(f"127.0.0.1:{free_port()}", clock) as endpoint:
+        await endpoint.until(False)
+        clock.now_s = 60.0
+        async with asyncio.timeout(20):  # of its own patience not a second passes
+            for _ in range(3):
+                with pytest.raises(Unreachable):
+                    await endpoint.post(CHAT, BODY)
+
+
+async def test_waiting_for_a_place_costs_no_patience(peer: Peer, address: str) -> None:
+    peer.gate.clear()
+    clock = Clock()
+    endpoint = Watched(address, VllmOptions(max_concurrent=1, patience_s=10.0), clock)
+    first, second = (asyncio.create_task(endpoint.post(CHAT, BODY)) for _ in range(2))
+    assert await asyncio.to_thread(peer.wait_busy, 1)
+    clock.now_s = 100.0
+    peer.faults = [raw(b"first"), status(503)]
+    peer.gate.set()
+    assert await first == "first"
+    assert read_chat(await second).text == peer.text
+    await endpoint.close()
 
 
 async def test_no_room_for_longer_than_patience(peer: Peer, address: str) -> None:
@@ -211,6 +269,7 @@ async def test_no_room_for_longer_than_patience(peer: Peer, address: str) -> Non
         json.dumps({"choices": [{"message": "words"}], "text": "words"}),
         json.dumps({"choices": [{"message": {"content": ["words"]}, "text": 7}]}),
         json.dumps({"choices": [{"message": {"content": "a"}, "text": "a"}], "usage": {"completion_tokens": -1}}),
+        json.dumps({"choices": [{"message": {"content": "a"}, "text": "a"}], "usage": {"completion_tokens": 1 << 32}}),
         '{"choices": [{"message": {"content": "\\ud800"}, "text": "\\ud800"}]}',
     ],
 )
@@ -235,7 +294,7 @@ def test_any_text_is_words_or_refused(body: str) -> None:
 
 
 def test_words_that_are_missing_are_none() -> None:
-    assert read_chat('{"choices": [{"message": {"content": null}}], "usage": null}') == ("", 0)
+    assert read_chat('{"choices": [{"message": {"content": null}}], "usage": null}') == ("", 0, False)
 
 
 def test_addresses() -> None:

@@ -7,21 +7,24 @@ import json
 import os
 import select
 import signal
+import socket
 import subprocess
 import sys
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+import threading
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from contextlib import ExitStack, asynccontextmanager, contextmanager
+from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import pytest
 
 from captory_engine.errors import BadModel, Unavailable
-from captory_engine.manifest import write_manifest
+from captory_engine.manifest import MANIFEST, write_manifest
 from captory_engine.vllm.answers import read_models
 from captory_engine.vllm.endpoint import KEY_VARIABLE, Endpoint
 from captory_engine.vllm.options import VllmOptions
-from captory_engine.vllm.process import PYTHON_VARIABLE, LocalVllm, find_python
+from captory_engine.vllm.process import PYTHON_VARIABLE, Clock, LocalVllm, find_python
 from captory_engine.vllm.server import open_server
 
 SERVES = """
@@ -42,26 +45,33 @@ class Handler(http.server.BaseHTTPRequestHandler):
         self.send_response(200 if known or not self.path.startswith("/v1") else 401)
         self.end_headers()
         self.wfile.write(answers[self.path].encode())
+        if self.path == "/health" and "DIES" in globals():
+            os._exit(5)
 http.server.HTTPServer((options["--host"], int(options["--port"])), Handler).serve_forever()
 """
-SAYS_AND_ENDS = 'import sys; print("ValueError: no such model", file=sys.stderr); sys.exit(7)'
+SAYS_AND_ENDS = 'import sys; print("\\x1b[31mValueError: no such model", file=sys.stderr, end=""); sys.exit(7)'
 NEVER_READY = """
 import json, os, sys, threading
 with open(os.environ["SEEN"], "a") as seen:
     seen.write(json.dumps([sys.argv[1:], {}, os.getpid(), 0]) + "\\n")
 threading.Event().wait()
 """
-# Serves at its first and at its fourth start.
-FAILS_TWICE = f"""
+COUNTS = """
 import os, sys
 with open(os.environ["SEEN"] + ".tries", "a+") as tries:
     tries.write("x")
     tries.seek(0)
     number = len(tries.read())
-if number in (2, 3):
-    sys.exit(3)
+"""
+FAILS_EIGHT_TIMES = f"{COUNTS}\nif 2 <= number <= 9: sys.exit(3)\n{SERVES}"
+LOADS_FOR_EVER_WHEN_TOLD = f"""
+import os, threading
+if os.path.exists(os.environ["SEEN"] + ".loads"): threading.Event().wait()
 {SERVES}
 """
+# The first and the fourth die when they are first asked whether they are well; those between them do not start.
+DIES_WHEN_READY = f"{COUNTS}\nif number in (2, 3): sys.exit(3)\nif number in (1, 4): DIES = True\n{SERVES}"
+DOES_NOT_END = f"import signal\nsignal.signal(signal.SIGTERM, signal.SIG_IGN)\n{SERVES}"
 
 
 class Start(NamedTuple):
@@ -113,10 +123,28 @@ def with_script(installed: Installed, script: str) -> Installed:
     return installed
 
 
+class Pauses:
+    """Stands for the pause before a start: keeps its length, and lasts until what a test does in it is done."""
+
+    def __init__(self, meanwhile: Callable[[int], Awaitable[None]] | None = None) -> None:
+        self.taken_s: list[float] = []
+        self._meanwhile = meanwhile
+
+    async def __call__(self, pause_s: float) -> None:
+        self.taken_s.append(pause_s)
+        if self._meanwhile is not None:
+            await self._meanwhile(len(self.taken_s))
+
+
+NO_PAUSES = Clock(sleep=Pauses())
+
+
 @asynccontextmanager
-async def running(installed: Installed, ref: Path | str, **options: Any) -> AsyncIterator[LocalVllm]:
+async def running(
+    installed: Installed, ref: Path | str, *, clock: Clock = NO_PAUSES, **options: Any
+) -> AsyncIterator[LocalVllm]:
     settings = VllmOptions(python=installed.python, **({"start_timeout_s": 30.0} | options))
-    own = await LocalVllm.start(str(ref), settings, "the-key", first_pause_s=0.01)
+    own = await LocalVllm.start(str(ref), settings, "the-key", clock)
     try:
         yield own
     finally:
@@ -130,6 +158,40 @@ async def names(own: LocalVllm) -> list[str]:
         return [model.id for model in read_models(await endpoint.get("/v1/models"))]
     finally:
         await endpoint.close()
+
+
+@contextmanager
+def loading_for_ever(installed: Installed) -> Iterator[None]:
+    """While this lasts, a start of the script does nothing."""
+    told = Path(f"{installed.seen}.loads")
+    told.touch()
+    try:
+        yield
+    finally:
+        told.unlink()
+
+
+@contextmanager
+def foreign(address: str, status: int, body: bytes) -> Iterator[None]:
+    """Another's server at this address, which answers everything in one way."""
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            self.send_response(status)
+            self.end_headers()
+            self.wfile.write(body)
+
+        def log_message(self, *_: object) -> None: ...
+
+    host, _, port = address.rpartition(":")
+    with HTTPServer((host, int(port)), Handler) as server:
+        thread = threading.Thread(target=server.serve_forever, args=(0.01,))
+        thread.start()
+        try:
+            yield
+        finally:
+            server.shutdown()
+            thread.join()
 
 
 def gone(pid: int) -> bool:
@@ -155,6 +217,7 @@ async def test_it_is_told_what_it_needs_and_ended(installed: Installed, folder: 
         f"--host={host}",
         f"--port={port}",
         "--served-model-name=writer",
+        "--load-format=safetensors",
         "--disable-uvicorn-access-log",
         "--gpu-memory-utilization=0.3",
         "--enforce-eager",
@@ -191,15 +254,110 @@ async def test_killed_it_comes_back_at_the_same_address(installed: Installed, fo
     assert all(gone(pid) for start in (before, after) for pid in (start.pid, start.engine_pid))
 
 
-async def test_one_that_fails_to_come_back_is_tried_again(installed: Installed, folder: Path) -> None:
-    async with running(with_script(installed, FAILS_TWICE), folder) as own:
+async def test_pauses_grow_until_it_serves(installed: Installed, folder: Path) -> None:
+    pauses = Pauses()
+    clock = Clock(sleep=pauses)
+    async with running(with_script(installed, FAILS_EIGHT_TIMES), folder, clock=clock) as own:
         os.kill(own.pid, signal.SIGKILL)
         assert await names(own) == ["writer"]
-    assert installed.num_tries() == 4
+    assert installed.num_tries() == 10
+    assert pauses.taken_s == [1, 2, 4, 8, 16, 32, 60, 60, 60]
+
+
+async def test_one_that_dies_when_it_is_ready_is_started_again_soon(installed: Installed, folder: Path) -> None:
+    died_again = asyncio.Event()
+
+    async def note(number: int) -> None:
+        if number == 4:
+            died_again.set()
+
+    pauses = Pauses(note)
+    clock = Clock(health_s=0.05, sleep=pauses)
+    async with running(with_script(installed, DIES_WHEN_READY), folder, clock=clock) as own:
+        await died_again.wait()
+        assert await names(own) == ["writer"]
+    assert pauses.taken_s[:4] == [1, 2, 4, 1]
+
+
+async def test_one_that_hangs_is_started_again(installed: Installed, folder: Path) -> None:
+    again = asyncio.Event()
+
+    async def note(_: int) -> None:
+        again.set()
+
+    clock = Clock(stop_s=0.1, health_s=0.1, sleep=Pauses(note))
+    async with running(installed, folder, clock=clock) as own:
+        os.kill(own.pid, signal.SIGSTOP)
+        await again.wait()
+        assert await names(own) == ["writer"]
+    before = installed.starts()[0]
+    assert gone(before.pid)
+    assert gone(before.engine_pid)
+
+
+async def test_one_that_does_not_end_is_killed(installed: Installed, folder: Path) -> None:
+    async with running(with_script(installed, DOES_NOT_END), folder, clock=Clock(stop_s=0.1)) as own:
+        assert await names(own) == ["writer"]
+    [start] = installed.starts()
+    assert gone(start.pid)
+    assert gone(start.engine_pid)
+
+
+async def test_in_a_pause_its_port_is_kept_and_closed_its_group_is_ended_once(
+    installed: Installed, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ended: list[int] = []
+    end, pausing = os.killpg, asyncio.Event()
+
+    def end_and_note(group: int, number: int) -> None:
+        ended.append(group)
+        end(group, number)
+
+    async def for_ever(_: int) -> None:
+        pausing.set()
+        await asyncio.Event().wait()
+
+    monkeypatch.setattr(os, "killpg", end_and_note)
+    async with running(installed, folder, clock=Clock(sleep=Pauses(for_ever))) as own:
+        os.kill(own.pid, signal.SIGKILL)
+        await pausing.wait()
+        with socket.socket() as another, pytest.raises(OSError, match="in use"):
+            another.bind(("127.0.0.1", int(own.address.rpartition(":")[2])))
+        await own.close()
+    [start] = installed.starts()
+    assert ended == [start.pid]
+    assert gone(start.engine_pid)
+
+
+@pytest.mark.parametrize(
+    ("status", "body"),
+    [(401, b""), (404, b"no such page"), (200, b"hello"), (200, b'{"data": [{"id": "another-s"}]}')],
+)
+async def test_another_s_server_at_its_address_is_not_taken_for_it(
+    installed: Installed, folder: Path, caplog: pytest.LogCaptureFixture, status: int, body: bytes
+) -> None:
+    gone_again = asyncio.Event()
+    with ExitStack() as there:
+
+        async def comes_and_goes(number: int) -> None:
+            there.close()
+            if number == 1:
+                there.enter_context(loading_for_ever(installed))
+                there.enter_context(foreign(own.address, status, body))
+            else:
+                gone_again.set()
+
+        pauses = Pauses(comes_and_goes)
+        async with running(with_script(installed, LOADS_FOR_EVER_WHEN_TOLD), folder, clock=Clock(sleep=pauses)) as own:
+            os.kill(own.pid, signal.SIGKILL)
+            await gone_again.wait()
+            assert await names(own) == ["writer"]
+    assert pauses.taken_s == [1, 2]
+    assert f"cannot serve at {own.address}, where another server answers" in caplog.text
 
 
 async def test_one_that_ends_says_why(installed: Installed, folder: Path) -> None:
-    with pytest.raises(Unavailable, match=r"(?s)exit code 7.*no such model"):
+    with pytest.raises(Unavailable, match=r"(?s)exit code 7.*\\x1b\[31mValueError: no such model$"):
         async with running(with_script(installed, SAYS_AND_ENDS), folder):
             pass
 
@@ -212,13 +370,13 @@ async def test_one_that_is_never_ready_is_ended(installed: Installed, folder: Pa
 
 
 async def test_a_start_that_is_given_up_leaves_nothing(installed: Installed, folder: Path) -> None:
+    os.mkfifo(installed.seen)
     starting = asyncio.create_task(running(with_script(installed, NEVER_READY), folder).__aenter__())
-    while not installed.seen.exists() or not installed.seen.read_text().endswith("\n"):
-        await asyncio.sleep(0.01)
+    start = Start(*json.loads(await asyncio.to_thread(installed.seen.read_text)))
     starting.cancel()
     with pytest.raises(asyncio.CancelledError):
         await starting
-    assert gone(installed.starts()[0].pid)
+    assert gone(start.pid)
 
 
 def test_an_environment_without_vllm(tmp_path: Path, installed: Installed, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -242,6 +400,27 @@ async def test_a_sealed_folder_is_checked_and_known_by_its_files(installed: Inst
     with pytest.raises(BadModel, match=r"changed config\.json"):
         await open_server(f"vllm:{folder}", options)
     assert len(installed.starts()) == 1
+
+
+async def test_an_unsealed_folder_is_known_by_its_files_too(installed: Installed, folder: Path) -> None:
+    async def digest() -> str:
+        server = await open_server(f"vllm:{folder}", VllmOptions(python=installed.python, start_timeout_s=30.0))
+        await server.close()
+        return server.info.sha256
+
+    before = await digest()
+    assert not (folder / MANIFEST).exists()
+    (folder / "config.json").write_text("{ }")
+    after = await digest()
+    assert before != after == write_manifest(folder)
+
+
+@pytest.mark.parametrize("name", ["modeling.py", "model.pt"])
+async def test_a_folder_that_can_carry_code_is_refused(installed: Installed, folder: Path, name: str) -> None:
+    (folder / name).touch()
+    with pytest.raises(BadModel, match="can carry code"):
+        await open_server(f"vllm:{folder}", VllmOptions(python=installed.python))
+    assert not installed.seen.exists()
 
 
 def test_it_ends_with_its_parent(installed: Installed, folder: Path) -> None:

@@ -36,17 +36,48 @@ def test_the_key_is_no_setting(monkeypatch: pytest.MonkeyPatch) -> None:
     assert load().vllm == VllmOptions()
 
 
-@pytest.mark.parametrize("flags", [{"writer": "http://host:1"}, {"captioner": "vllm://host"}])
+@pytest.mark.parametrize(
+    "flags",
+    [
+        {"writer": "http://host:1"},
+        {"captioner": "vllm://host"},
+        {"writer": "vllm://a..b:80"},
+        {"writer": "vllm://é..:1"},
+        {"captioner": f"vllm://{'a' * 64}:80"},
+        {"captioner": "vllm://999.0.0.1:80"},
+    ],
+)
 def test_a_wrong_address_is_named(flags: dict[str, str]) -> None:
     with pytest.raises(ValidationError) as refused:
         load(**flags)
     assert [line.partition(":")[0] for line in explain(refused.value)] == list(flags)
 
 
-def test_wrong_options_are_named() -> None:
+@pytest.mark.parametrize("value", ["vllm://localhost:1", "vllm://10.0.0.1:1", "vllm://[::1]:1", "vllm://bücher.de:1/a"])
+def test_an_address_that_can_be_asked_for_is_taken(value: str) -> None:
+    assert load(writer=value).writer == value
+
+
+@pytest.mark.parametrize(
+    "argument",
+    [
+        "--trust-remote-code",
+        "--model=/other",
+        "--tokenizer=/other",
+        "--hf-overrides={}",
+        "--hf-overrides.architectures+=Other",
+        "--hf_config_path",
+        "--load-format=pt",
+        "--revision=main",
+        "--tokenizer-rev",
+        "--code-revision=main",
+    ],
+)
+def test_wrong_options_are_named(argument: str) -> None:
     with pytest.raises(ValidationError) as refused:
-        load(vllm={"arguments": ["--trust-remote-code"]})
-    assert "arguments may not have --trust-remote-code" in explain(refused.value)[0]
+        load(vllm={"arguments": ["--max-model-len=512", argument, "--tokenizer-mode=slow"]})
+    name = argument.partition("=")[0]
+    assert explain(refused.value)[0].endswith(f"arguments may not have {name}")
 
 
 def test_the_flags_reach_the_engine(monkeypatch: pytest.MonkeyPatch) -> None:

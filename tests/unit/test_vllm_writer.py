@@ -215,8 +215,27 @@ async def test_rubbish_ends_in_the_fallback_after_bounded_attempts(
 
 async def test_one_bad_answer_of_several_costs_an_attempt(repository: Path, peer: Peer, address: str) -> None:
     async with painting(repository, address) as pipeline:
-        peer.faults = [endless, status(400)]
+        peer.faults = [endless, raw(b"{}")]
         assert made_by(await events_of(pipeline, 5)) == [("model", f"a photo of boat, {SENTENCE}")]
+
+
+async def test_what_does_not_suit_the_model_is_asked_once(repository: Path, peer: Peer, address: str) -> None:
+    async with painting(repository, address) as pipeline:
+        peer.requests.clear()
+        peer.faults = [status(400)]
+        assert made_by(await events_of(pipeline, 5)) == [("fallback", f"a photo of boat, {CAPTION}")]
+        assert len(peer.requests) == 1
+
+
+async def test_an_answer_that_is_cut_is_none(repository: Path, peer: Peer, address: str) -> None:
+    async with painting(repository, address) as pipeline:
+        peer.ends = "length"
+        assert made_by(await events_of(pipeline, 5)) == [("fallback", f"a photo of boat, {CAPTION}")]
+
+
+async def test_modes_with_its_words_are_never_exact(repository: Path, address: str) -> None:
+    async with painting(repository, address) as pipeline:
+        assert set(pipeline.info.inexact_modes) == {Mode.REWRITE, Mode.FACE}
 
 
 async def test_a_writer_that_is_away_fails_the_image_as_unavailable(repository: Path, peer: Peer) -> None:

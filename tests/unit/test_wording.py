@@ -8,7 +8,7 @@ from collections.abc import Mapping
 import pytest
 
 from captory_engine.cache import LruCache, SingleFlight
-from captory_engine.errors import BadOutput, Unavailable
+from captory_engine.errors import BadOutput, Unavailable, Unsuited
 from captory_engine.items import Mode, WorkClass
 from captory_engine.modes import Instruction, read_modes
 from captory_engine.stages import Share
@@ -86,6 +86,25 @@ async def test_what_cannot_be_used_is_refused(answer: str, instruction: Instruct
 
 async def test_good_words_lose_what_no_prompt_may_have() -> None:
     assert await words_of(Scripted("  high above\x00 us\nglides\u202e a brown bird \x1b")) == GOOD
+
+
+@pytest.mark.parametrize(
+    ("answer", "words"),
+    [
+        (f"<think>\nthe user wants a bird\n</think>\n{GOOD}", GOOD),
+        ("<think> Okay, the user wants me to reword this caption", None),
+        ("high above us — it’s a “brown” bird…", 'high above us - it\'s a "brown" bird...'),
+    ],
+    ids=["thoughts", "only thoughts", "typeset"],
+)
+async def test_thoughts_are_no_words_and_typesetting_is_made_plain(answer: str, words: str | None) -> None:
+    assert await words_of(Scripted(answer)) == words
+
+
+async def test_what_does_not_suit_the_writer_is_asked_once() -> None:
+    writer = Scripted(Unsuited("VLLM_REFUSED", "too long"), GOOD)
+    assert await words_of(writer) is None
+    assert writer.seeds == [7]
 
 
 async def test_an_answer_that_is_no_text_is_a_refused_attempt() -> None:

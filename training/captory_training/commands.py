@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 evaluate = typer.Typer(help="Measure how good a family is.", no_args_is_help=True)
 SHEET_ROWS = 8
-NUM_SCENES, NUM_SCENES_A_SEED = 512, 256
+NUM_SCENES, NUM_SCENES_A_SEED, NUM_SEEDS = 512, 256, 5
 Made = TypeVar("Made")
 
 
@@ -39,7 +39,9 @@ def picto(
     names: Annotated[
         bool, typer.Option("--names", help="Compare raw and curated class names, alone and with captions, instead.")
     ] = False,
-    seeds: Annotated[int, typer.Option(min=1, max=10, help="Seeds of --names, from --seed on.")] = 5,
+    seeds: Annotated[
+        int | None, typer.Option(min=1, max=10, help="Seeds of --names, from --seed on.  [default: 5]")
+    ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout.")] = False,
     backend: Annotated[str, typer.Option(hidden=True)] = "onnx",
 ) -> None:
@@ -49,7 +51,9 @@ def picto(
     num = n or (NUM_SCENES_A_SEED if names else NUM_SCENES)
     settings = Settings(repository or default_repository(), family, backend, num, seed, steps, guidance, sampler)
     if names:
-        _compare_names(settings, seeds, sheet, as_json=as_json)
+        _compare_names(settings, seeds or NUM_SEEDS, sheet, as_json=as_json)
+    elif seeds:
+        raise typer.BadParameter("seeds are of --names", param_hint="--seeds")
     else:
         _evaluate_family(settings, sheet, as_json=as_json)
 

@@ -120,6 +120,7 @@ async def evaluate(settings: Settings, progress: Progress) -> Evaluation:
 async def serving(settings: Settings) -> AsyncIterator[Client]:
     """A client of a server of our own. Raises `ClientError`."""
     options = ["--repository", str(settings.repository), "--backend", settings.backend, "--log-level", "warning"]
+    options += ["--writer=", "--captioner="]  # the family's own, whatever the environment says
     if settings.family:
         options += ["--family", settings.family]
     async with LocalServer(options) as server, Client(server.address) as client:

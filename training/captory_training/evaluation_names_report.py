@@ -57,15 +57,21 @@ def _arm(trials: Sequence[Trial], arm: str) -> dict[str, Any]:
 
 
 def names_table(trials: Sequence[Trial]) -> Table:
-    """One row an arm."""
+    """One column an arm: a row each would be wider than a terminal."""
     figures = names_values(trials)
     title = f"right, in % of {figures['n']} images a seed, {figures['seeds']} seeds; ± is the 95 % interval over seeds"
     table = Table("prompt", title=title)
-    for name in ("kind", "over the raw name", *CLASS_NAMES, *ATTRIBUTES[1:]):
-        table.add_column(name, justify="right")
-    for arm, found in figures["arms"].items():
-        right, by_class = found["right"], found["kind_by_class"].values()
-        parts = (right["kind"], found["kind_over_baseline"], *by_class, *(right[name] for name in ATTRIBUTES[1:]))
-        table.add_row(arm, *(str(Estimate(**one)) for one in parts))
+    for arm in figures["arms"]:
+        table.add_column(arm.replace(", ", ",\n"), justify="right")
+    rows = zip(*(_parts(found) for found in figures["arms"].values()), strict=True)
+    names = ("kind", "over raw name", *CLASS_NAMES, *ATTRIBUTES[1:])
+    for name, parts in zip(names, rows, strict=True):
+        table.add_row(name, *(str(Estimate(**one)) for one in parts))
     table.caption = f"not painted, and counted as wrong: {sum(figures['failed'].values())} images"
     return table
+
+
+def _parts(found: dict[str, Any]) -> list[dict[str, Any]]:
+    """What the table tells of an arm, from top to bottom."""
+    right, by_class = found["right"], found["kind_by_class"].values()
+    return [right["kind"], found["kind_over_baseline"], *by_class, *(right[name] for name in ATTRIBUTES[1:])]

@@ -1,7 +1,7 @@
 """Draws what every prompt mode makes of the same pictures: `python -m captory_training.modes_sheet --out sheet.png`.
 
-Each row is a job of its own, run by `captory run` with the embedded family, and shows what its records say: the
-caption, the prompt, and the image painted from it.
+Each row is a job of its own, run by `captory run` with the embedded family and nothing on vLLM whatever the
+environment names, and shows what its records say: the caption, the prompt, and the image painted from it.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from captory_training.picto.kinds import KIND_BY_KEY
 from captory_training.picto.render import render
 from captory_training.picto.scene import Scene, sample_scene
 
-COMMAND = (sys.executable, "-c", "from captory_client.cli import main; main()", "run")
+COMMAND = (sys.executable, "-c", "from captory_client.cli import main; main()", "run", "--writer=", "--captioner=")
 SOME_FAILED = 3  # an exit code: the images that there are can be shown
 SHOWN = ("crane_bird", "crane_machine", "face")
 EACH = 2  # scenes of a kind; a shuffled caption is that of the other one

@@ -19,10 +19,13 @@ from captory_bench.measuring.outcome import Outcome, Stopwatch, Times
 from captory_bench.measuring.stats import Stats, read_stats
 from captory_bench.measuring.workload import Painting, Photo
 from captory_client.client import MAX_IN_FLIGHT, Client
+from captory_client.errors import explain
 from captory_client.local_server import LocalServer
 from captory_proto.v1 import captory_pb2 as pb
 from captory_proto.v1 import captory_pb2_grpc
 
+# Of the family alone: what is on vLLM by the environment is not what is measured.
+OWN_MODELS = ("--writer=", "--captioner=")
 # Open loop: the client must never hold back what is due.
 MAX_OPEN_LOOP_ITEMS = 256
 
@@ -55,8 +58,11 @@ class Served:
         return replace(outcome, latencies=latencies)
 
     async def stats(self) -> Stats:
-        """What the server's device has done since its start."""
-        return read_stats(await self.stub.GetStats(pb.GetStatsRequest()))
+        """What the server's device has done since its start. Raises `ClientError`."""
+        try:
+            return read_stats(await self.stub.GetStats(pb.GetStatsRequest()))
+        except grpc.aio.AioRpcError as error:
+            raise explain(error) from error
 
     async def _measured(self, items: AsyncGenerator[pb.Item, None], max_in_flight: int = MAX_IN_FLIGHT) -> Outcome:
         """From the first send to the last result. Decoding of the images is outside the clock."""
@@ -86,7 +92,7 @@ async def serving(options: Sequence[str]) -> AsyncIterator[Served]:
 
 def server_options(repository: Path, family: str, backend: str, num_threads: int) -> list[str]:
     """The options that make the server run what the arms in process run."""
-    options = ["--repository", str(repository), "--backend", backend, "--threads", str(num_threads)]
+    options = ["--repository", str(repository), "--backend", backend, "--threads", str(num_threads), *OWN_MODELS]
     return [*options, "--family", family] if family else options
 
 

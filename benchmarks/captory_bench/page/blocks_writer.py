@@ -8,15 +8,17 @@ from captory_bench.page.markdown import Figures, machine_words, markdown_table
 
 
 def writer(figures: Mapping[str, Figures]) -> str:
-    """Prompts a second by arm, ratios within a round, a whole job, and why an arm is missing."""
+    """Prompts a second by arm, which are worse, ratios within a round, a whole job, and why an arm is missing."""
     found = figures["writer"]
     ratios = [
         (name.replace("_", " "), f"**{ratio['median']:.2f}**", _spread(ratio["spread"]))
         for name, ratio in found["ratios"].items()
     ]
     missing = [f"**{name}** was not measured: {why}." for name, why in found["not_measured"].items()]
+    worse = ", ".join(f"**{name}**" for name in found["checks"]["worse"])
     parts = [
         _arms(found),
+        *([f"Prompts are worse than the embedded writer's: {worse}."] if worse else []),
         markdown_table(("ratio of prompts/s", "median", "spread"), ratios),
         _job(found["job"]),
         *([f"On vLLM: {found['vllm']}."] if found["vllm"] else []),

@@ -1,7 +1,7 @@
 """`captory bench all`: every benchmark one after the other, each in a process of its own, and one table of targets.
 
 A part that fails or runs out of its time is told and the others go on. Small sizes together stay within 40 minutes on
-two cores: a part's limit is what it may take there, and all limits add up to less.
+two cores: a part's limit is what it may take there, and all limits add up to just that.
 """
 
 from __future__ import annotations

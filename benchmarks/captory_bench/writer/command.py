@@ -28,8 +28,9 @@ def writer(
 ) -> Result:
     """Measure prompts/s of the embedded writer and of one on vLLM, and what prompts cost of a job.
 
-    Without vLLM its arms are named with the reason, and the others go on. Exit 1 when prompts are empty, or when an
-    arm's are accepted, or keep what the captions say, more rarely than the embedded writer's.
+    Where there is no vLLM, or it fails on the way, its arms are named with the reason, and the others go on. Exit 1
+    when prompts or images are missing, or when the embedded writer's are worse one at a time; an arm on vLLM that is
+    worse is named.
     """
     from captory_bench.writer.measure import Settings, measure
     from captory_bench.writer.report import summarise, writer_tables

@@ -21,6 +21,9 @@ from captory_proto.v1 import captory_pb2_grpc
 LEAVE_OUT = "none"
 START_TIMEOUT_S = 660.0  # a vLLM of its own loads torch and the model before the server says that it serves
 STOP_TIMEOUT_S = 30.0  # it stops its vLLM first
+GPU = Path("/dev/nvidiactl")  # NVIDIA's driver makes it wherever there is one, in containers too
+NO_PREFIXES = "--no-enable-prefix-caching"
+UNCOMPILED = "--enforce-eager"
 
 
 class NotMeasured(Exception):  # noqa: N818
@@ -58,20 +61,40 @@ async def hosted(subject: Subject, writer: str = "") -> AsyncIterator[Served]:
         yield Served(server.address, server.pid, captory_pb2_grpc.CaptoryStub(channel))
 
 
-def _writer_options(writer: str) -> list[str]:
-    """One of its own starts sooner without compiling; on a CPU it would not be faster."""
-    own = writer.startswith("vllm:") and not writer.startswith("vllm://")
-    return [*(["--writer", writer] if writer else []), *(["--vllm-argument=--enforce-eager"] if own else [])]
+def vllm_arguments(writer: str) -> list[str]:
+    """How a vLLM of our own is run; one that is reached has its own settings.
+
+    No arm finds the prefixes of another's prompts. Without a GPU it is not compiled: it starts sooner and is no slower.
+    """
+    if writer.startswith("vllm://"):
+        return []
+    return [NO_PREFIXES] if GPU.exists() else [NO_PREFIXES, UNCOMPILED]
 
 
-async def version_of_vllm(served: Served) -> str:
-    """What runs the writer, as the server says it. Raises `ArmFailed` where none of its models is on vLLM."""
-    async with Client(served.address) as client:
-        models = (await client.server_info()).models
-    versions = [model.backend for model in models if model.backend.startswith("vllm")]
+async def describe_vllm(served: Served, writer: str) -> str:
+    """What runs the writer, as the server says it, and how. Raises `ArmFailed` where no model is on vLLM."""
+    versions = await _on_vllm(served)
     if not versions:
         raise ArmFailed("the server that was to have its writer on vLLM has none of its models there")
-    return versions[0]
+    return f"{versions[0]}, {' '.join(vllm_arguments(writer)) or 'with settings of its own'}"
+
+
+async def check_embedded(served: Served) -> None:
+    """Raises `ArmFailed` where a model is on vLLM."""
+    if await _on_vllm(served):
+        raise ArmFailed("the server that was to have its own writer has a model on vLLM")
+
+
+async def _on_vllm(served: Served) -> list[str]:
+    """What runs the models that are on vLLM, one each."""
+    async with Client(served.address) as client:
+        models = (await client.server_info()).models
+    return [model.backend for model in models if model.backend.startswith("vllm")]
+
+
+def _writer_options(writer: str) -> list[str]:
+    """The later `--writer` counts: that of `server_options` names none."""
+    return ["--writer", writer, *(f"--vllm-argument={one}" for one in vllm_arguments(writer))] if writer else []
 
 
 def _checkpoint(subject: Subject) -> Path:

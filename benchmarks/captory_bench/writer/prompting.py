@@ -53,7 +53,10 @@ class Written(NamedTuple):
 
 
 def tasks(num: int, batch_of_scenes: int, arm: int) -> list[Task]:
-    """Captions of fresh scenes, the same for every arm. Seeds are an arm's own: no cache serves one to another."""
+    """Captions of fresh scenes, the same for every arm. Seeds are an arm's own: no cache of ours serves one to another.
+
+    vLLM's prefix cache goes by tokens whatever the seed; one of our own runs without it, one that is reached as it is.
+    """
     return [Task(job.id, job.prompt, job.seed + (arm + 1 << ARM_BITS)) for job in paintings(num, batch_of_scenes)]
 
 

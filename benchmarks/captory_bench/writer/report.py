@@ -12,12 +12,13 @@ from rich.table import Table
 from captory_bench.measuring.checks import counted
 from captory_bench.measuring.tables import machine_line, targets_table
 from captory_bench.measuring.targets import at_most
-from captory_bench.writer.measure import ALONE, EMBEDDED, VLLM, Measured
+from captory_bench.writer.measure import ALONE, EMBEDDED, VLLM, Measured, arms_of
 from captory_bench.writer.prompting import ATTRIBUTES, Written
 
 STAGE = "write"
 MAX_SHARE = 0.10  # of a job's stage time, for prompts
 MAX_WORSE = 0.05  # of the share accepted, and of attributes kept, against the embedded writer's
+MIN_JUDGED = 100  # prompts over all rounds: of fewer, one alone may make that difference
 # ratio: (numerator, denominator), both prompts/s of the same round
 RATIOS = {
     "embedded_over_one_at_a_time": (EMBEDDED, f"{EMBEDDED}, {ALONE}"),
@@ -46,31 +47,37 @@ def summarise(measured: Measured) -> dict[str, Any]:
 
 
 def check(measured: Measured, arms: dict[str, dict[str, Any]]) -> dict[str, Any]:
-    """Whether every prompt and image came, and no arm's prompts are worse than the embedded writer's."""
+    """Whether every prompt and image came, and the embedded writer's are no worse one at a time than many at once.
+
+    vLLM has no target: arms of it that are worse are named, and make nothing wrong.
+    """
     complete = all(one.complete for written in measured.rounds for one in written.values())
     painted = all(
         len(job.outcome.images) == measured.settings.num_photos for jobs in measured.jobs for job in jobs.values()
     )
     worse = [name for name, arm in arms.items() if _is_worse(arm, arms[EMBEDDED])]
-    return {"ok": complete and painted and not worse, "max_worse": MAX_WORSE, "worse": worse}
+    own = {arm.name for arm in arms_of(EMBEDDED)}
+    ok = complete and painted and own.isdisjoint(worse)
+    return {"ok": ok, "max_worse": MAX_WORSE, "min_judged": MIN_JUDGED, "worse": worse}
 
 
 def _is_worse(arm: dict[str, Any], than: dict[str, Any]) -> bool:
-    """Of the attributes nothing is known where no prompt was accepted."""
-    keys = [key for key in ("accepted", "kept") if arm[key] is not None and than[key] is not None]
-    return any(arm[key] < than[key] - MAX_WORSE for key in keys)
+    """Each share is judged where both arms have enough prompts behind it."""
+    judged = [key for key in arm["judged"] if min(arm["judged"][key], than["judged"][key]) >= MIN_JUDGED]
+    return any(arm[key] < than[key] - MAX_WORSE for key in judged)
 
 
 def _arm(runs: Sequence[Written]) -> dict[str, Any]:
     speeds = [run.prompts_per_s for run in runs]
-    num_accepted = sum(len(run.accepted) for run in runs)
+    num_asked, num_accepted = sum(len(run.tasks) for run in runs), sum(len(run.accepted) for run in runs)
     num_kept = sum(run.num_kept() for run in runs)
     return {
         "prompts_per_s": median(speeds),
         "spread": [min(speeds), max(speeds)],
         "prompts": len(runs[0].tasks),
-        "accepted": num_accepted / sum(len(run.tasks) for run in runs),
+        "accepted": num_accepted / num_asked,
         "kept": num_kept / (num_accepted * len(ATTRIBUTES)) if num_accepted else None,
+        "judged": {"accepted": num_asked, "kept": num_accepted},
     }
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 from captory_data.errors import ItemError
@@ -14,10 +14,7 @@ MAX_TEXT_BYTES = 64 << 10
 
 
 class Entry(NamedTuple):
-    """Content by place: `path` below the input's root, and `offset` and `size` where it lies inside an archive.
-
-    `attributes` are separated by semicolons.
-    """
+    """Content by place: `path` below the input's root, and `offset` and `size` where it lies inside an archive."""
 
     class_id: str | None = None
     class_name: str | None = None
@@ -28,7 +25,7 @@ class Entry(NamedTuple):
     size: int | None = None
     reason: str | None = None
     message: str = ""
-    attributes: str | None = None
+    attributes: Sequence[str] = ()
 
     @classmethod
     def broken(cls, error: ItemError) -> Entry:

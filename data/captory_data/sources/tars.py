@@ -64,12 +64,21 @@ def _sample(tar_name: str, base: str, members: list[_Member]) -> Entry | None:
         entry = _described({member.suffix: member for member in members})
         image = min((member for member in members if f".{member.suffix}" in IMAGE_SUFFIXES), key=_suffix, default=None)
         if image is None:
-            return entry if entry.caption or entry.prompt else None
+            return _without_image(entry)
         if not image.info.isreg():
             raise ItemError(Reason.OUTSIDE_INPUT, "the image is a link or a device")
         return entry._replace(path=tar_name, offset=image.info.offset_data, size=image.info.size)
     except ItemError as error:
         return Entry.broken(error)
+
+
+def _without_image(entry: Entry) -> Entry | None:
+    """A sample without an image: its words, if it has any."""
+    if entry.caption or entry.prompt:
+        return entry
+    if entry.attributes:
+        raise ItemError(Reason.BAD_METADATA, "there are attributes, but no image, caption or prompt beside them")
+    return None
 
 
 def _suffix(member: _Member) -> str:

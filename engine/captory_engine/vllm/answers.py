@@ -8,12 +8,18 @@ from pydantic import BaseModel, Field, ValidationError
 
 from captory_engine.errors import BadOutput
 
+MAX_TOKENS = 1 << 20  # of one answer
+
 
 class Answer(NamedTuple):
-    """A model's words, as they came, and how many tokens they took; 0 where the server does not say."""
+    """A model's words, as they came, and how many tokens they took; 0 where the server does not say.
+
+    `cut` are those that end for want of tokens.
+    """
 
     text: str
     token_count: int
+    cut: bool = False
 
 
 class Model(BaseModel):
@@ -36,7 +42,7 @@ class _Text(BaseModel):
 
 
 class _Usage(BaseModel):
-    completion_tokens: Annotated[int, Field(ge=0)] = 0
+    completion_tokens: Annotated[int, Field(ge=0, le=MAX_TOKENS)] = 0
 
 
 class _Message(BaseModel):
@@ -45,6 +51,7 @@ class _Message(BaseModel):
 
 class _Said(BaseModel):
     message: _Message
+    finish_reason: str | None = None
 
 
 class _Written(BaseModel):
@@ -79,7 +86,8 @@ def read_text(body: str) -> str:
 def read_chat(body: str) -> Answer:
     """The words of a chat completion's first choice."""
     chat = _read(_Chat, body)
-    return Answer(chat.choices[0].message.content or "", chat.usage.completion_tokens if chat.usage else 0)
+    said, num_tokens = chat.choices[0], chat.usage.completion_tokens if chat.usage else 0
+    return Answer(said.message.content or "", num_tokens, said.finish_reason == "length")
 
 
 def read_completion(body: str) -> Answer:

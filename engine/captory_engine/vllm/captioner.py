@@ -9,22 +9,24 @@ from __future__ import annotations
 import base64
 import hashlib
 import io
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
-from typing import NamedTuple
+import json
+from collections.abc import AsyncIterator, Sequence
+from typing import Any, NamedTuple
 
 from PIL import Image
 
 from captory_engine import images
-from captory_engine.cache import SingleFlight, content_key, once
+from captory_engine.cache import SingleFlight, content_key
+from captory_engine.captioning import sha256_of
 from captory_engine.codecs import Codecs
 from captory_engine.errors import BadModel, BadOutput
 from captory_engine.info import ModelInfo
 from captory_engine.items import Captioned
-from captory_engine.prompts import clean_model_text
+from captory_engine.prompts import is_latin, plain_words
 from captory_engine.stages import Share
-from captory_engine.vllm.answers import Answer, read_chat
+from captory_engine.vllm.answers import read_chat
+from captory_engine.vllm.endpoint import CHAT
 from captory_engine.vllm.server import Server
-from captory_engine.vllm.writer import CHAT
 
 MAX_SIDE_PX = 768  # what is larger is made smaller: a model of this kind takes more tokens for more pixels
 
@@ -62,30 +64,32 @@ class VllmCaptioner:
 
     async def captions(self, image: bytes, lengths: Sequence[str], share: Share) -> AsyncIterator[Captioned]:
         """One caption of each length; see `captory_engine.captioning.Captioner`."""
-        digest: str = await self._codecs.run(_sha256, image)
-        inline = once(lambda: self._codecs.run(self._inline, image))
+        digest: str = await self._codecs.run(sha256_of, image)
         for length in lengths:
-            yield await self._caption(digest, inline, length)
+            yield await self._caption(digest, image, length, share)
 
     async def check(self, image: bytes) -> None:
         """Raise what decoding raises."""
         await self._codecs.run(self._decode, image)
 
-    async def _caption(self, digest: str, inline: Callable[[], Awaitable[str]], length: str) -> Captioned:
+    async def _caption(self, digest: str, image: bytes, length: str, share: Share) -> Captioned:
+        telling = TELLINGS["long" if length == "long" else "short"]
+
         async def compute() -> Captioned:
-            answer = await _ask(self._server, await inline(), TELLINGS["long" if length == "long" else "short"])
-            text = clean_model_text(answer.text)
-            if not text:
-                raise BadOutput("CAPTION_EMPTY", "The captioner said nothing of this picture.")
-            return Captioned(text, length, answer.token_count)
+            answer = read_chat(await self._server.endpoint.post_made(CHAT, make, share.work_class))
+            return Captioned(_plain(answer.text), length, answer.token_count)
+
+        async def make() -> bytes:
+            body: bytes = await self._codecs.run(self._body, image, telling)
+            return body
 
         return await self._cache.get(content_key(digest, length), compute)
 
-    def _inline(self, image: bytes) -> str:
-        """Encoded bytes as a data URI of a picture that we have decoded; for a codec thread."""
+    def _body(self, image: bytes, telling: Telling) -> bytes:
+        """The request that asks for one caption of encoded bytes; for a codec thread."""
         picture = self._decode(image)
         picture.thumbnail((MAX_SIDE_PX, MAX_SIDE_PX))
-        return _data_uri(picture)
+        return json.dumps(_asked(self._server, picture, telling)).encode()
 
     def _decode(self, image: bytes) -> Image.Image:
         return images.decode_image(image, self._limits, min_side_px=MAX_SIDE_PX)
@@ -93,8 +97,9 @@ class VllmCaptioner:
 
 async def check_vision(server: Server) -> None:
     """Show the model a picture. Raises `BadModel` when it takes none."""
+    look = _asked(server, Image.new("RGB", (64, 64)), Telling(TELLINGS["short"].instruction, 1))
     try:
-        await _ask(server, _data_uri(Image.new("RGB", (64, 64))), Telling(TELLINGS["short"].instruction, 1))
+        read_chat(await server.endpoint.post(CHAT, look))
     except BadOutput as error:
         words = f"The model {server.model!r} of vLLM at {server.endpoint.address} takes no pictures."
         raise BadModel("VLLM_NO_VISION", words) from error
@@ -106,22 +111,28 @@ def captioner_info(server: Server) -> ModelInfo:
     return ModelInfo(digest, server.info.backend)
 
 
-async def _ask(server: Server, picture: str, telling: Telling) -> Answer:
-    content = [{"type": "image_url", "image_url": {"url": picture}}, {"type": "text", "text": telling.instruction}]
-    body = {
+def _asked(server: Server, picture: Image.Image, telling: Telling) -> dict[str, Any]:
+    url = {"url": _data_uri(picture)}
+    content = [{"type": "image_url", "image_url": url}, {"type": "text", "text": telling.instruction}]
+    return {
         "model": server.model,
         "messages": [{"role": "user", "content": content}],
         "max_tokens": telling.max_tokens,
         "temperature": 0.0,
     }
-    return read_chat(await server.endpoint.post(CHAT, body))
+
+
+def _plain(text: str) -> str:
+    """A model's words as a caption. Raises `BadOutput` when there are none, or in no language of the painter's."""
+    words = plain_words(text)
+    if not words:
+        raise BadOutput("CAPTION_EMPTY", "The captioner said nothing of this picture.")
+    if not is_latin(words):
+        raise BadOutput("CAPTION_LANGUAGE", "The captioner's words are not in Latin letters.")
+    return words
 
 
 def _data_uri(picture: Image.Image) -> str:
     file = io.BytesIO()
     picture.save(file, "PNG", compress_level=1)
     return f"data:image/png;base64,{base64.b64encode(file.getvalue()).decode()}"
-
-
-def _sha256(data: bytes) -> str:
-    return hashlib.sha256(data).hexdigest()

@@ -8,13 +8,25 @@ from typing import NamedTuple
 from urllib.parse import urlsplit
 
 SCHEME = "vllm:"
-# What is ours to settle, or nobody's: keys come by the environment, code of a model's repository is never run.
+# What is ours to settle, or nobody's: keys come by the environment, code of a model's repository is never run, and the
+# model is the one that is named, whose files are known by their digest: no other weights, settings or tokens.
 _REFUSED_ARGUMENTS = (
     "--api-key",
+    "--code-revision",
     "--config",
+    "--default-mm-loras",
+    "--hf-config-path",
+    "--hf-overrides",
     "--host",
+    "--load-format",
+    "--model",
+    "--model-class-overrides",
+    "--model-loader-extra-config",
     "--port",
+    "--revision",
     "--served-model-name",
+    "--tokenizer",
+    "--tokenizer-revision",
     "--trust-remote-code",
     "--uds",
 )
@@ -73,12 +85,23 @@ def place_of(value: str) -> Served | Own:
             raise ValueError(f"{value!r} is neither vllm://HOST:PORT nor vllm:REF")
         return Own(value.removeprefix(SCHEME))
     url = urlsplit(value)
-    if not url.hostname or not url.port or "@" in url.netloc or url.query or url.fragment:
+    if not url.hostname or not url.port or "@" in url.netloc or url.query or url.fragment or not _is_host(url.netloc):
         raise ValueError("a vLLM server is named vllm://HOST:PORT, and its key by CAPTORY_VLLM_API_KEY")
     return Served(url.netloc, url.path.strip("/"))
 
 
+def _is_host(netloc: str) -> bool:
+    """Whether it can be asked for at all: httpx and the resolver each refuse names of their own."""
+    import httpx  # here, since settings are read also where nothing is on vLLM
+
+    try:
+        httpx.URL(f"http://{netloc}").raw_host.decode("ascii").encode("idna")
+    except (httpx.InvalidURL, UnicodeError):
+        return False
+    return True
+
+
 def _is_refused(argument: str) -> bool:
-    """Also as vLLM's parser lets it be spelled: with underscores, or cut short."""
-    name = argument.partition("=")[0].replace("_", "-")
+    """Also as vLLM's parser lets it be spelled: with underscores, cut short, or one field of it behind a dot."""
+    name = argument.partition("=")[0].partition(".")[0].replace("_", "-")
     return name.startswith("--") and len(name) > 2 and any(one.startswith(name) for one in _REFUSED_ARGUMENTS)

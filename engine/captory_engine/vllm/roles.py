@@ -7,6 +7,7 @@ from typing import NamedTuple
 
 from captory_engine.family import LocatedFamily
 from captory_engine.info import ModelInfo
+from captory_engine.modes import PromptPlan
 from captory_engine.tokenizer import Tokenizer
 from captory_engine.vllm.captioner import captioner_info, check_vision
 from captory_engine.vllm.options import VllmOptions
@@ -28,13 +29,19 @@ class Roles(NamedTuple):
         """Whether the writer takes any task."""
         return isinstance(self.writer, ChatWriter)
 
+    def words(self, plan: PromptPlan) -> bool:
+        """Whether any of a mode's words come from here: vLLM does not promise the same ones twice."""
+        captioned = self.captioner is not None and bool(plan.captions)
+        return captioned or (self.writer is not None and plan.instruction is not None)
+
 
 async def open_roles(
     located: LocatedFamily, writer: str, captioner: str, options: VllmOptions, unless_open: AsyncExitStack
 ) -> Roles:
     """Reach or start the servers that are named, `vllm://HOST:PORT` or `vllm:REF`; one may be both.
 
-    Raises `Unavailable` where nobody answers, and `BadModel` for a model that cannot do what it is there for.
+    Raises `Unavailable` where nobody answers, `BadOutput` for answers that are not vLLM's, and `BadModel` for a model
+    that cannot do what it is there for.
     """
     servers: dict[str, Server] = {}
     for place in filter(None, dict.fromkeys((writer, captioner))):

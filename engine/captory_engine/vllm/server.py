@@ -11,7 +11,7 @@ from pathlib import Path
 
 from captory_engine.errors import BadModel
 from captory_engine.info import ModelInfo
-from captory_engine.manifest import MANIFEST, verify_manifest
+from captory_engine.manifest import MANIFEST, digest_of, hash_files, verify_manifest
 from captory_engine.vllm.answers import Model, read_models, read_version
 from captory_engine.vllm.endpoint import Endpoint, api_key
 from captory_engine.vllm.options import Own, Served, VllmOptions, place_of
@@ -20,7 +20,7 @@ from captory_engine.vllm.process import LocalVllm
 
 @dataclass(frozen=True, slots=True)
 class Server:
-    """`model` is the name that requests give. `info` has a sha256 over the files of a sealed folder of ours.
+    """`model` is the name that requests give. `info` has a sha256 over the files, for a folder that is served by us.
 
     Of any other model it is one over its names, which is all that a server tells.
     """
@@ -37,18 +37,23 @@ class Server:
 
     async def close(self) -> None:
         """End the connections and, of a server of ours, the process."""
-        await self.endpoint.close()
-        if self.process is not None:
-            await self.process.close()
+        try:
+            await self.endpoint.close()
+        finally:
+            if self.process is not None:
+                await self.process.close()
 
 
 async def open_server(value: str, options: VllmOptions) -> Server:
     """Reach `vllm://HOST:PORT`, or start `vllm:REF` and wait for it.
 
-    Raises `Unavailable` where nobody answers, `BadModel` for a model that is not there or not what its manifest says.
+    Raises `Unavailable` where nobody answers, `BadModel` for a model that is not there, not what its manifest says, or
+    a folder with links, code or pickles.
     """
     place = place_of(value)
-    return await (_reach(place, options) if isinstance(place, Served) else _start(place, options))
+    server = await (_reach(place, options) if isinstance(place, Served) else _start(place, options))
+    server.endpoint.watch()
+    return server
 
 
 async def _reach(place: Served, options: VllmOptions) -> Server:
@@ -62,8 +67,7 @@ async def _reach(place: Served, options: VllmOptions) -> Server:
 
 
 async def _start(place: Own, options: VllmOptions) -> Server:
-    folder = Path(place.ref)
-    sealed = await asyncio.to_thread(verify_manifest, folder) if (folder / MANIFEST).is_file() else ""
+    sha256 = await asyncio.to_thread(_sha256_of, place.ref)
     key = api_key() or secrets.token_urlsafe(32)
     process = await LocalVllm.start(place.ref, options, key)
     endpoint = Endpoint(process.address, options, key)
@@ -73,7 +77,7 @@ async def _start(place: Own, options: VllmOptions) -> Server:
         await endpoint.close()
         await process.close()
         raise
-    return Server(endpoint, model.id, ModelInfo(sealed or _sha256_of_names(place.ref), backend), process)
+    return Server(endpoint, model.id, ModelInfo(sha256, backend), process)
 
 
 async def _look(endpoint: Endpoint, name: str) -> tuple[Model, str]:
@@ -84,6 +88,14 @@ async def _look(endpoint: Endpoint, name: str) -> tuple[Model, str]:
         there = ", ".join(model.id for model in models)
         raise BadModel("VLLM_MODEL", f"vLLM at {endpoint.address} serves no model {name!r}; it serves {there}.")
     return found, f"vllm {read_version(await endpoint.get('/version'))}"
+
+
+def _sha256_of(ref: str) -> str:
+    """Over a folder's files as they are now, sealed or not: sealing changes nothing. Of a hub's model over its name."""
+    folder = Path(ref)
+    if not folder.is_dir():
+        return _sha256_of_names(ref)
+    return verify_manifest(folder) if (folder / MANIFEST).is_file() else digest_of(hash_files(folder))
 
 
 def _sha256_of_names(*names: str) -> str:

@@ -7,15 +7,16 @@ from dataclasses import dataclass
 from typing import Any
 
 from captory_engine import family as families
-from captory_engine.errors import BadModel, BadOutput
+from captory_engine.errors import BadModel, BadOutput, Unsuited
 from captory_engine.modes import Instruction, fill
 from captory_engine.stages import Share, framed
 from captory_engine.tokenizer import Tokenizer
 from captory_engine.vllm.answers import read_chat, read_completion, read_text
+from captory_engine.vllm.endpoint import CHAT
 from captory_engine.vllm.server import Server
 from captory_engine.wording import Writer
 
-CHAT, COMPLETIONS, DETOKENIZE = "/v1/chat/completions", "/v1/completions", "/detokenize"
+COMPLETIONS, DETOKENIZE = "/v1/completions", "/detokenize"
 PROBE = "Two red boats, and a crane; 12 houses."
 
 
@@ -42,7 +43,13 @@ class ChatWriter:
         """One answer, sampled by `seed` (`captory_engine.wording.Writer`)."""
         asked = {"messages": _messages(fill(instruction.system, words), fill(instruction.user, words))}
         body = _sampling(self.server, instruction, seed) | {"max_tokens": instruction.max_tokens} | asked
-        return read_chat(await self.server.endpoint.post(CHAT, body)).text
+        if instruction.json_schema is not None:
+            schema = {"name": instruction.task, "schema": instruction.json_schema}
+            body["response_format"] = {"type": "json_schema", "json_schema": schema}
+        answer = read_chat(await self.server.endpoint.post(CHAT, body, share.work_class))
+        if answer.cut:
+            raise BadOutput("ANSWER_CUT", "The writer's answer does not end within its tokens.")
+        return answer.text
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,7 +69,7 @@ class PlainWriter:
         own: dict[str, Any] = {"temperature": self.spec.temperature}
         own |= {"top_k": self.spec.top_k} if self.spec.top_k else {}
         body = own | _sampling(self.server, instruction, seed) | {"prompt": prefix, "max_tokens": max_tokens}
-        return read_completion(await self.server.endpoint.post(COMPLETIONS, body)).text
+        return read_completion(await self.server.endpoint.post(COMPLETIONS, body, share.work_class)).text
 
 
 def _sampling(server: Server, instruction: Instruction, seed: int) -> dict[str, Any]:
@@ -70,9 +77,6 @@ def _sampling(server: Server, instruction: Instruction, seed: int) -> dict[str, 
     body: dict[str, Any] = {"model": server.model, "seed": seed, "stop": list(instruction.stop)}
     body |= {} if instruction.temperature is None else {"temperature": instruction.temperature}
     body |= {} if instruction.top_p is None else {"top_p": instruction.top_p}
-    if instruction.json_schema is not None:
-        schema = {"name": instruction.task, "schema": instruction.json_schema}
-        body["response_format"] = {"type": "json_schema", "json_schema": schema}
     return body
 
 
@@ -86,9 +90,7 @@ async def _chats(server: Server) -> bool:
     try:
         body = {"model": server.model, "max_tokens": 1, "messages": _messages("Answer in English.", PROBE)}
         await server.endpoint.post(CHAT, body)
-    except BadOutput as error:
-        if error.reason != "VLLM_REFUSED":
-            raise
+    except Unsuited:
         return False
     return True
 

@@ -1085,6 +1085,7 @@ class ServerInfo(_message.Message):
     BACKEND_FIELD_NUMBER: _builtins.int
     IN_WORLD_ONLY_FIELD_NUMBER: _builtins.int
     MODE_SHA256_FIELD_NUMBER: _builtins.int
+    INEXACT_MODES_FIELD_NUMBER: _builtins.int
     version: _builtins.str
     family: _builtins.str
     backend: _builtins.str
@@ -1108,6 +1109,10 @@ class ServerInfo(_message.Message):
     def mode_sha256(self) -> _containers.ScalarMap[_builtins.str, _builtins.str]:
         """"recap-mix" -> the digest of its instruction file"""
 
+    @_builtins.property
+    def inexact_modes(self) -> _containers.RepeatedScalarFieldContainer[Global___Mode.ValueType]:
+        """whose words come from a server that does not repeat them: never `exact`"""
+
     def __init__(
         self,
         *,
@@ -1122,10 +1127,11 @@ class ServerInfo(_message.Message):
         backend: _builtins.str = ...,
         in_world_only: _builtins.bool = ...,
         mode_sha256: _abc.Mapping[_builtins.str, _builtins.str] | None = ...,
+        inexact_modes: _abc.Iterable[Global___Mode.ValueType] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["defaults", b"defaults", "limits", b"limits"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["backend", b"backend", "defaults", b"defaults", "family", b"family", "in_world_only", b"in_world_only", "limits", b"limits", "mode_sha256", b"mode_sha256", "models", b"models", "modes", b"modes", "samplers", b"samplers", "sizes", b"sizes", "version", b"version"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["backend", b"backend", "defaults", b"defaults", "family", b"family", "in_world_only", b"in_world_only", "inexact_modes", b"inexact_modes", "limits", b"limits", "mode_sha256", b"mode_sha256", "models", b"models", "modes", b"modes", "samplers", b"samplers", "sizes", b"sizes", "version", b"version"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
