@@ -207,7 +207,7 @@ def gone(pid: int) -> bool:
 
 async def test_it_is_told_what_it_needs_and_ended(installed: Installed, folder: Path, tmp_path: Path) -> None:
     log = tmp_path / "vllm.log"
-    options = {"gpu_memory": 0.3, "arguments": ("--enforce-eager",), "log_file": log}
+    options: dict[str, Any] = {"gpu_memory": 0.3, "arguments": ("--enforce-eager",), "log_file": log}
     async with running(installed, folder, **options) as own:
         assert await names(own) == ["writer"]
     [start] = installed.starts()
