@@ -8,7 +8,7 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Iterator
 from contextlib import ExitStack, asynccontextmanager, contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
@@ -49,37 +49,6 @@ def rewrites(pipeline: Pipeline, num: int, *, first_seed: int) -> list[Item]:
 
 def reasons(found: dict[str, Fate]) -> set[str]:
     return {fate.reason for fate in found.values()}
-
-
-class Once:
-    """Does something at its first call only, in a thread: the loop must go on meanwhile."""
-
-    def __init__(self, action: Callable[[], None]) -> None:
-        self._action = action
-        self.doing: asyncio.Future[None] | None = None
-
-    def __call__(self) -> None:
-        if self.doing is None:
-            self.doing = asyncio.get_running_loop().run_in_executor(None, self._action)
-
-
-async def test_killed_in_mid_job_and_back() -> None:
-    port = free_port()
-    with ExitStack() as stack:
-        first = stack.enter_context(vllm_server(port))
-
-        def restart() -> None:
-            first.kill()
-            stack.enter_context(vllm_server(port))
-
-        async with writing(f"vllm://{first.address}", max_concurrent=2) as pipeline:  # so that most are still to come
-            once = Once(restart)
-            found = await fates(pipeline, rewrites(pipeline, 48, first_seed=1000), once)
-            assert once.doing is not None
-            await once.doing
-            after = await fates(pipeline, rewrites(pipeline, 4, first_seed=2000))
-    assert len(found) == 48
-    assert reasons(found) == reasons(after) == {""}
 
 
 def test_the_job_finishes_when_it_is_back(tmp_path: Path) -> None:
