@@ -40,3 +40,17 @@ async def _run(work: Work[Result], on_first: Callable[[], None]) -> Result:
     finally:
         for number in SIGNALS:
             loop.remove_signal_handler(number)
+
+
+async def unless(stop: asyncio.Event, work: Coroutine[Any, Any, Result]) -> Result:
+    """What `work` returns. Raises `CancelledError`, and cancels it, when `stop` is set first."""
+    task, told = asyncio.ensure_future(work), asyncio.ensure_future(stop.wait())
+    try:
+        await asyncio.wait({task, told}, return_when=asyncio.FIRST_COMPLETED)
+        if not task.done():
+            raise asyncio.CancelledError
+        return task.result()
+    finally:
+        task.cancel()
+        told.cancel()
+        await asyncio.gather(task, told, return_exceptions=True)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import closing
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -49,7 +49,7 @@ class Run:
 async def execute(run: Run, stop: asyncio.Event, display: Display) -> JobSummary:
     """Make what is missing of the dataset. Raises `DataError` for a run that cannot begin."""
     with closing(await asyncio.to_thread(_open_source, run)) as source:
-        async with open_workshop(run) as workshop:
+        async with open_workshop(run, stop, display.note) as workshop:
             spec = await settle_run(run, workshop)
             with display:
                 return await run_job(
@@ -73,13 +73,13 @@ async def plan(run: Run) -> tuple[JobSpec, Plan]:
             return spec, plan_job(source, spec, run.out, limit=run.limit, retry=run.retry_failed)
 
 
-def open_workshop(run: Run) -> Workshop:
+def open_workshop(run: Run, stop: asyncio.Event | None = None, notify: Callable[[str], None] | None = None) -> Workshop:
     """The run's server, not started yet. Raises `SpecError` for options that a running server cannot be given."""
     own = {name: str(value) for name, value in run.own_server.items() if value is not None}
     if run.server is not None and own:
         raise SpecError(f"{', '.join(own)}: for a server that is started here; the one at {run.server} has its own")
     options = own | ({"family": run.family} if run.family else {})
-    return Workshop(run.server, [f"--{name}={value}" for name, value in options.items()])
+    return Workshop(run.server, [f"--{name}={value}" for name, value in options.items()], stop=stop, notify=notify)
 
 
 async def settle_run(run: Run, workshop: Workshop) -> JobSpec:

@@ -39,7 +39,8 @@ class LocalServer:
         max_restarts: int = 3,
     ) -> None:
         self._command = [*(command or SERVER_COMMAND), *options]
-        self._start_timeout_s = start_timeout_s or _start_timeout_s(options)
+        self.starts_vllm = _starts_vllm(options)
+        self._start_timeout_s = start_timeout_s or (VLLM_START_TIMEOUT_S if self.starts_vllm else START_TIMEOUT_S)
         self._stop_timeout_s = stop_timeout_s
         self._restarts_left = max_restarts
 
@@ -137,10 +138,10 @@ class LocalServer:
         return f"; its log ends with:\n{words}" if words else ", it logged nothing"
 
 
-def _start_timeout_s(options: Sequence[str]) -> float:
-    """How long a server with these options may take to start."""
+def _starts_vllm(options: Sequence[str]) -> bool:
+    """Whether a server with these options has a vLLM of its own to start."""
     words = [*options, *(os.environ.get(name, "") for name in ("CAPTORY_WRITER", "CAPTORY_CAPTIONER"))]
-    return VLLM_START_TIMEOUT_S if any(map(OWN_VLLM.search, words)) else START_TIMEOUT_S
+    return any(map(OWN_VLLM.search, words))
 
 
 def _private_folder() -> Path:

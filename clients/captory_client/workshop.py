@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import asyncio
+from collections.abc import Callable, Sequence
 from contextlib import AsyncExitStack
 from typing import Self
 
 from captory_client.backoff import Backoff
 from captory_client.client import Client
+from captory_client.interrupts import unless
 from captory_client.local_server import LocalServer
 from captory_proto.v1 import captory_pb2 as pb
 
@@ -16,11 +18,23 @@ FIRST_CONTACT = Backoff(total_s=5.0)
 
 
 class Workshop:
-    """Use it as an asynchronous context manager; what `client` started ends with it."""
+    """Use it as an asynchronous context manager; what `client` started ends with it.
 
-    def __init__(self, address: str | None, server_options: Sequence[str] = ()) -> None:
+    `stop`, when it is set while a server starts, cancels who waits for it: nothing is in flight yet.
+    """
+
+    def __init__(
+        self,
+        address: str | None,
+        server_options: Sequence[str] = (),
+        *,
+        stop: asyncio.Event | None = None,
+        notify: Callable[[str], None] | None = None,
+    ) -> None:
         self._address = address
         self._server_options = server_options
+        self._stop = stop or asyncio.Event()
+        self._notify = notify
         self._client: Client | None = None
         self._info: pb.ServerInfo | None = None
 
@@ -49,5 +63,8 @@ class Workshop:
     async def _connect(self) -> Client:
         if self._address is not None:
             return Client(self._address)
-        server = await self._stack.enter_async_context(LocalServer(self._server_options))
+        server = LocalServer(self._server_options)
+        if server.starts_vllm and self._notify:
+            self._notify("starting a vLLM first; that takes a minute or more")
+        await unless(self._stop, self._stack.enter_async_context(server))
         return Client(server.address, on_lost=server.revive)

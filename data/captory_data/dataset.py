@@ -95,7 +95,8 @@ class Dataset:
         if stored is not None and stored != dict(models):
             raise SpecError(f"{self.out} was made with other models: {_listed(differing(stored, dict(models)))}")
         if self.job.versions.get(MODE_SHA256, versions.get(MODE_SHA256)) != versions.get(MODE_SHA256):
-            raise SpecError(f"{self.out} was made with another instruction file of mode {self.job.spec.mode}")
+            words = f"{self.out} was made with another instruction file of mode {self.job.spec.mode}"
+            raise SpecError(f"{words}; go on with that one (--modes), or into a new folder")
         self.ledger.set_maker(models, backend, notice, {**versions, **self._partners})
         job = self.ledger.job()
         if job is not None:

@@ -36,6 +36,11 @@ class Captioner(Protocol):
         """Raise what `captions` would for an image that cannot be read."""
         ...
 
+    @property
+    def answers(self) -> bool:
+        """Whether it can be asked now; one elsewhere may be away."""
+        ...
+
 
 class EmbeddedCaptioner:
     """Vision encoder, then token decoding with a cache (BLIP: Li et al. 2022, arXiv 2201.12086)."""
@@ -66,6 +71,11 @@ class EmbeddedCaptioner:
     async def check(self, image: bytes) -> None:
         """Raise what decoding raises."""
         await self._codecs.run(self._decode, image)
+
+    @property
+    def answers(self) -> bool:
+        """It is here."""
+        return True
 
     async def _caption(
         self, digest: str, context: Callable[[], Awaitable[Context]], length: str, share: Share

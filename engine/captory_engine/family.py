@@ -243,7 +243,8 @@ def read_family(path: Path) -> Family:
 def explain(error: ValidationError) -> str:
     """Every field of a family, or of one of its sections, that does not hold."""
     problems = error.errors(include_url=False, include_context=False)
-    return "; ".join(f"{'.'.join(map(str, one['loc'])) or 'the whole'}: {one['msg']}" for one in problems)
+    words = ((".".join(map(str, one["loc"])) or "the whole", one["msg"]) for one in problems)
+    return "; ".join(f"{where}: {what.removeprefix('Value error, ')}" for where, what in words)
 
 
 def _families(root: Path) -> Iterator[Family]:

@@ -42,11 +42,6 @@ log = logging.getLogger(__name__)
 class Remote(Protocol):
     """A server elsewhere that some stage asks."""
 
-    @property
-    def answers(self) -> bool:
-        """Whether it did so when it was last asked."""
-        ...
-
     async def close(self) -> None:
         """Ask it no more."""
         ...
@@ -91,8 +86,11 @@ class Pipeline:
 
     @property
     def answers(self) -> bool:
-        """Whether work that comes now is begun now; what is elsewhere may be away."""
-        return self.device.answers and all(remote.answers for remote in self._remotes)
+        """Whether work that comes now is begun now; what is elsewhere may be away.
+
+        A writer that is away holds up few modes: their images wait or fail, and the others go on.
+        """
+        return self.device.answers and self.captioner.answers
 
     @property
     def num_items(self) -> int:

@@ -17,7 +17,7 @@ from fakes import family_info, png
 
 from captory_client.backoff import Backoff, Patience
 from captory_client.commands.run import Mode
-from captory_client.interrupts import run_interruptible
+from captory_client.interrupts import run_interruptible, unless
 from captory_client.jobs import Run, open_workshop
 from captory_client.local_server import START_TIMEOUT_S, VLLM_START_TIMEOUT_S, LocalServer
 from captory_client.progress import Lines, Live, Silent, describe
@@ -97,6 +97,31 @@ def test_a_run_tells_its_own_server_what_to_open(tmp_path: Path) -> None:
     open_workshop(Run(tmp_path, tmp_path, server="127.0.0.1:1", own_server=dict.fromkeys(own)))
     with pytest.raises(SpecError, match="modes, writer: "):
         open_workshop(Run(tmp_path, tmp_path, server="127.0.0.1:1", own_server=own))
+
+
+async def test_who_is_stopped_while_a_server_starts_leaves_at_once_and_nothing_behind() -> None:
+    started, ended, stop = asyncio.Event(), asyncio.Event(), asyncio.Event()
+
+    async def start() -> None:
+        started.set()
+        try:
+            await asyncio.Event().wait()
+        finally:
+            ended.set()
+
+    waiting = asyncio.create_task(unless(stop, start()))
+    await started.wait()
+    stop.set()
+    with pytest.raises(asyncio.CancelledError):
+        await waiting
+    assert ended.is_set()
+
+
+async def test_who_is_not_stopped_gets_what_was_made() -> None:
+    async def make() -> str:
+        return "made"
+
+    assert await unless(asyncio.Event(), make()) == "made"
 
 
 @pytest.mark.parametrize(

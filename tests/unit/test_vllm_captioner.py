@@ -7,7 +7,7 @@ import base64
 import io
 import json
 from collections.abc import AsyncIterator, Iterator
-from contextlib import asynccontextmanager
+from contextlib import ExitStack, asynccontextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -20,7 +20,7 @@ from PIL import Image
 
 from captory_engine import assembly
 from captory_engine.assembly import EngineConfig, open_pipeline
-from captory_engine.errors import BadModel, BadOutput, InvalidInput, Unavailable
+from captory_engine.errors import BadModel, BadOutput, InvalidInput, Unavailable, Unreachable
 from captory_engine.family import LocatedFamily, find_family
 from captory_engine.items import Captioned, Event, Item, Mode, Painted, Sample, Stage
 from captory_engine.pipeline import Pipeline
@@ -232,6 +232,18 @@ async def test_a_family_need_not_have_a_captioner(
         assert [event.provenance.caption for event in events if isinstance(event, Painted)] == [SENTENCE]
     with pytest.raises(BadModel, match="--captioner"):
         await open_pipeline(EngineConfig(repository, backend="fake"))
+
+
+async def test_while_it_is_away_the_pipeline_does_not_answer(repository: Path, peer: Peer) -> None:
+    vllm = VllmOptions(patience_s=0.2, timeout_s=20.0)
+    with ExitStack() as there:
+        address = there.enter_context(serving(peer))
+        async with captioning(repository, address, vllm=vllm) as pipeline:
+            assert pipeline.answers
+            there.close()
+            with pytest.raises(Unreachable):
+                await events_of(pipeline, photograph(64, 64), Mode.CIP)
+            assert not pipeline.answers
 
 
 async def test_one_server_may_be_both(repository: Path, peer: Peer, address: str) -> None:

@@ -72,6 +72,11 @@ class VllmCaptioner:
         """Raise what decoding raises."""
         await self._codecs.run(self._decode, image)
 
+    @property
+    def answers(self) -> bool:
+        """Whether its server does."""
+        return self._server.endpoint.answers
+
     async def _caption(self, digest: str, image: bytes, length: str, share: Share) -> Captioned:
         telling = TELLINGS["long" if length == "long" else "short"]
 

@@ -259,6 +259,8 @@ def served_name(ref: str) -> str:
 def _model_arguments(ref: str) -> list[str]:
     """The model and, from a hub, its pinned revision."""
     if Path(ref).is_dir():
+        if not (Path(ref) / "config.json").is_file():
+            raise BadModel("VLLM_REF", f"{ref!r} is no model's folder: it has no config.json.")
         return [f"--model={Path(ref).absolute()}"]
     name, at, revision = ref.rpartition("@")
     if not (name and at and revision) or name.startswith("-"):

@@ -6,7 +6,7 @@ import asyncio
 import hashlib
 import json
 import secrets
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from captory_engine.errors import BadModel
@@ -16,6 +16,8 @@ from captory_engine.vllm.answers import Model, read_models, read_version
 from captory_engine.vllm.endpoint import Endpoint, api_key
 from captory_engine.vllm.options import Own, Served, VllmOptions, place_of
 from captory_engine.vllm.process import LocalVllm
+
+START_PATIENCE_S = 60.0  # with one that is not there at the start: less than `captory run` waits for its server
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,11 +31,6 @@ class Server:
     model: str
     info: ModelInfo
     process: LocalVllm | None = None
-
-    @property
-    def answers(self) -> bool:
-        """Whether it did so when it was last asked."""
-        return self.endpoint.answers
 
     async def close(self) -> None:
         """End the connections and, of a server of ours, the process."""
@@ -57,12 +54,13 @@ async def open_server(value: str, options: VllmOptions) -> Server:
 
 
 async def _reach(place: Served, options: VllmOptions) -> Server:
-    endpoint = Endpoint(place.address, options, api_key())
+    key = api_key()
+    looking = Endpoint(place.address, replace(options, patience_s=min(options.patience_s, START_PATIENCE_S)), key)
     try:
-        model, backend = await _look(endpoint, place.model)
-    except BaseException:
-        await endpoint.close()
-        raise
+        model, backend = await _look(looking, place.model)
+    finally:
+        await looking.close()
+    endpoint = Endpoint(place.address, options, key)
     return Server(endpoint, model.id, ModelInfo(_sha256_of_names(model.id, model.root or ""), backend))
 
 
