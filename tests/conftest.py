@@ -17,7 +17,9 @@ def pytest_configure(config: pytest.Config) -> None:
     settings.register_profile("untimed", deadline=None)
     settings.load_profile("untimed")
     os.environ["CAPTORY_MEASURE"] = "false"
-    os.environ["XDG_CACHE_HOME"] = tempfile.mkdtemp(prefix="captory-tests-")
+    cache = tempfile.TemporaryDirectory(prefix="captory-tests-")
+    config.add_cleanup(cache.cleanup)
+    os.environ["XDG_CACHE_HOME"] = cache.name
 
 
 @pytest.fixture
