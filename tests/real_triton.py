@@ -1,24 +1,11 @@
-"""What the tests against a real Triton share: whether there is one, items for it, and what became of them."""
+"""Whether there is a real Triton for the tests that need one."""
 
 from __future__ import annotations
 
-import asyncio
-import io
-from collections.abc import Callable, Sequence
-from dataclasses import replace
-from pathlib import Path
-from typing import NamedTuple
-
-import numpy as np
 import pytest
-from PIL import Image
 
-from captory_engine.errors import CaptoryError, Unavailable
-from captory_engine.items import Event, Failed, Item, Painted, Prompted, Sample
-from captory_engine.pipeline import Pipeline
+from captory_engine.errors import Unavailable
 from captory_export.triton.host import Installation, find_triton
-
-SAMPLE = Path(__file__).parents[1] / "clients" / "captory_client" / "sample"
 
 
 def installed() -> Installation | None:
@@ -32,53 +19,3 @@ NEEDS_TRITON = [
     pytest.mark.triton,
     pytest.mark.skipif(installed() is None, reason="no Triton: `make triton-env` sets it up, or CAPTORY_TRITON_PYTHON"),
 ]
-
-
-class Fate(NamedTuple):
-    """What became of an item."""
-
-    prompt: str
-    pixels: np.ndarray | None
-    reason: str
-
-
-def items(pipeline: Pipeline, num: int, *, steps: int = 3) -> list[Item]:
-    """Photographs of the sample, each to be captioned and painted once."""
-    parameters = replace(pipeline.info.defaults, steps=steps)
-    photos = sorted(SAMPLE.glob("*/*.png"))[:num]
-    return [
-        Item(f"i{seed}", parameters, (Sample(0, 0, seed),), class_name=photo.parent.name, image=photo.read_bytes())
-        for seed, photo in enumerate(photos)
-    ]
-
-
-async def fates(
-    pipeline: Pipeline, wanted: Sequence[Item], on_image: Callable[[], object] = lambda: None
-) -> dict[str, Fate]:
-    """Run all items at once; `on_image` is called for every image."""
-
-    async def live(item: Item) -> Fate:
-        events: list[Event] = []
-        try:
-            async for event in pipeline.run(item):
-                events.append(event)
-                if isinstance(event, Painted):
-                    on_image()
-        except CaptoryError as error:
-            return Fate("", None, error.reason)
-        return _fate(events)
-
-    return dict(zip((item.id for item in wanted), await asyncio.gather(*map(live, wanted)), strict=True))
-
-
-def _fate(events: Sequence[Event]) -> Fate:
-    prompt = next((event.text for event in events if isinstance(event, Prompted)), "")
-    images = [event for event in events if isinstance(event, Painted)]
-    reasons = [event.reason for event in events if isinstance(event, Failed)]
-    assert len(images) + len(reasons) == 1, "an item ends once"
-    return Fate(prompt, _pixels(images[0].data) if images else None, reasons[0] if reasons else "")
-
-
-def _pixels(data: bytes) -> np.ndarray:
-    with Image.open(io.BytesIO(data)) as image:
-        return np.asarray(image.convert("RGB")).astype(int)

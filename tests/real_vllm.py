@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import signal
-import socket
 import subprocess
 import tempfile
 import time
@@ -15,6 +14,7 @@ from typing import IO, NamedTuple
 
 import httpx
 import pytest
+from ports import free_port
 
 from captory_engine.errors import Unavailable
 from captory_engine.vllm.process import find_python
@@ -87,16 +87,15 @@ def num_answered(address: str) -> float:
     return _metric(address, "request_success_total") - _metric(address, "request_success_total", "abort")
 
 
+def num_steps(address: str) -> float:
+    """Batches that vLLM says it has run."""
+    return _metric(address, "iteration_tokens_total_count")
+
+
 def _metric(address: str, name: str, label: str = "") -> float:
     lines = httpx.get(f"http://{address}/metrics", trust_env=False).text.splitlines()
     mine = (line for line in lines if line.startswith(f"vllm:{name}{{") and label in line)
     return sum(float(line.rpartition(" ")[2]) for line in mine)
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 def _wait_until_ready(process: subprocess.Popen[bytes], url: str, log: IO[bytes]) -> None:

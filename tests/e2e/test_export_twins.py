@@ -23,8 +23,9 @@ pytest.importorskip("transformers")
 
 import painter_twins
 import word_twins
+from lives import Fate, fates
 from painter_twins import SIZE_PX
-from real_triton import NEEDS_TRITON, Fate, fates
+from real_triton import NEEDS_TRITON
 
 from captory_engine.assembly import EngineConfig, open_pipeline
 from captory_engine.family import find_family

@@ -12,8 +12,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from lives import fates, items
 from main_job import SAMPLE, run
-from real_triton import NEEDS_TRITON, fates, items
+from real_triton import NEEDS_TRITON
 
 from captory_engine.assembly import EngineConfig, open_pipeline
 from captory_engine.pipeline import Pipeline

@@ -16,9 +16,9 @@ from pathlib import Path
 
 import httpx
 import pytest
+from lives import items
 from main_job import SAMPLE, run
 from PIL import Image
-from real_triton import items
 from real_vllm import NEEDS_VLLM, WRITER, vllm_server
 from vlm_twin import NUM_AROUND, NUM_IMAGE_TOKENS, Reference, save
 

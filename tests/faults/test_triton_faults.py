@@ -6,14 +6,15 @@ import asyncio
 import os
 import shutil
 import signal
-import socket
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import ExitStack, asynccontextmanager
 from pathlib import Path
 
 import numpy as np
 import pytest
-from real_triton import NEEDS_TRITON, fates, items
+from lives import fates, items
+from ports import free_port
+from real_triton import NEEDS_TRITON
 from tritonclient.grpc import InferenceServerClient
 
 from captory_engine.assembly import EngineConfig, open_pipeline
@@ -46,12 +47,6 @@ def on_demand() -> Iterator[str]:
     """The address of a Triton that loads and unloads models when it is told to."""
     with triton_server([ROOT], num_threads=1, loads_on_demand=True) as server:
         yield server.address
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 def once(action: Callable[[], object]) -> Callable[[], None]:

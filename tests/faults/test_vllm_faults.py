@@ -14,8 +14,9 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from real_triton import SAMPLE, Fate, fates, items
-from real_vllm import ARGUMENTS, ENVIRONMENT, NEEDS_VLLM, WRITER, free_port, num_answered, vllm_server
+from lives import SAMPLE, Fate, fates, items
+from ports import free_port
+from real_vllm import ARGUMENTS, ENVIRONMENT, NEEDS_VLLM, WRITER, num_answered, vllm_server
 
 from captory_engine.assembly import EngineConfig, open_pipeline
 from captory_engine.errors import Unreachable

@@ -6,7 +6,7 @@ import asyncio
 import base64
 import io
 import json
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator
 from contextlib import ExitStack, asynccontextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -34,17 +34,6 @@ INLINE = "data:image/png;base64,"
 @pytest.fixture(scope="module")
 def repository(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return fake_repository(tmp_path_factory.mktemp("repository"))
-
-
-@pytest.fixture
-def peer() -> Peer:
-    return Peer()
-
-
-@pytest.fixture
-def address(peer: Peer) -> Iterator[str]:
-    with serving(peer) as address:
-        yield address
 
 
 @asynccontextmanager

@@ -6,8 +6,7 @@ import asyncio
 import gzip
 import json
 import logging
-import socket
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator
 from contextlib import ExitStack, asynccontextmanager, suppress
 from typing import Any
 
@@ -16,6 +15,7 @@ from clocks import Clock
 from fake_vllm import CHAT, Fault, Peer, cut, endless, raw, serving, silent, status, trickling, zipped
 from hypothesis import given
 from hypothesis import strategies as st
+from ports import free_port
 
 from captory_engine.errors import BadModel, BadOutput, CaptoryError, Unavailable, Unreachable, Unsuited
 from captory_engine.vllm import endpoint as endpoint_module
@@ -27,17 +27,6 @@ BODY = {"model": "model-a", "messages": [{"role": "user", "content": "a caption"
 KEY = "a-secret-of-some-length"
 
 
-@pytest.fixture
-def peer() -> Peer:
-    return Peer()
-
-
-@pytest.fixture
-def address(peer: Peer) -> Iterator[str]:
-    with serving(peer) as address:
-        yield address
-
-
 @asynccontextmanager
 async def connected(address: str, key: str = "", **options: Any) -> AsyncIterator[Endpoint]:
     endpoint = Endpoint(address, VllmOptions(**({"patience_s": 20.0, "timeout_s": 20.0} | options)), key)
@@ -45,12 +34,6 @@ async def connected(address: str, key: str = "", **options: Any) -> AsyncIterato
         yield endpoint
     finally:
         await endpoint.close()
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 async def test_an_answer_comes_as_text(peer: Peer, address: str) -> None:
@@ -222,6 +205,7 @@ async def test_one_that_hangs_is_known_too(peer: Peer, address: str, monkeypatch
     peer.hangs = True
     async with watched(address) as endpoint:
         await endpoint.until(False)
+        assert not endpoint.answers
 
 
 async def test_who_comes_when_it_has_long_been_away_does_not_wait_again(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator
 from contextlib import ExitStack, asynccontextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -48,17 +48,6 @@ OPTIONS = VllmOptions(patience_s=20.0, timeout_s=20.0)
 @pytest.fixture(scope="module")
 def repository(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return fake_repository(tmp_path_factory.mktemp("repository"))
-
-
-@pytest.fixture
-def peer() -> Peer:
-    return Peer()
-
-
-@pytest.fixture
-def address(peer: Peer) -> Iterator[str]:
-    with serving(peer) as address:
-        yield address
 
 
 @asynccontextmanager
