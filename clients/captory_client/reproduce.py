@@ -17,7 +17,7 @@ from captory_data.dataset import find_image, stored_job
 from captory_data.errors import DataError, SpecError
 from captory_data.identity import Wanted
 from captory_data.records import Record
-from captory_data.spec import JobSpec, differing
+from captory_data.spec import JobSpec
 from captory_proto.v1 import captory_pb2 as pb
 
 PAINTED_AS_IT_IS = "basic"  # any mode: a prompt of one's own is the prompt
@@ -64,8 +64,8 @@ def _spec_of(out: Path, record: Record) -> JobSpec:
 def _compare_models(record: Record, info: pb.ServerInfo) -> None:
     """Only those that both have: what wrote the prompt need not be there to paint it."""
     there = {model.name: model.sha256 for model in info.models}
-    ours = {name: digest for name, digest in record.models.items() if name in there}
-    different = [*differing(ours, {name: there[name] for name in ours})] if ours else [*record.models]
+    compared = record.models.keys() & there.keys() or record.models.keys()
+    different = sorted(name for name in compared if record.models[name] != there.get(name))
     if different:
         raise SpecError(f"the image was made with other models than the server's: {', '.join(different)}")
 

@@ -25,9 +25,8 @@ class Writer(Protocol):
     async def attempt(self, instruction: Instruction, words: Mapping[str, str], seed: int, share: Share) -> str:
         """One answer, whatever it is; `words` are the values of the instruction's fields.
 
-        Raises `BadOutput` for an answer that cannot be text, `Unsuited` for what it is never answered to, and
-        `Unavailable` when the writer is away for longer
-        than its own bounded patience.
+        Raises `BadOutput` for an answer that cannot be text, `Unsuited` for a request that it would never answer, and
+        `Unavailable` when the writer is away for longer than its own bounded patience.
         """
         ...
 

@@ -78,7 +78,7 @@ class VllmCaptioner:
         return self._server.endpoint.answers
 
     async def _caption(self, digest: str, image: bytes, length: str, share: Share) -> Captioned:
-        telling = TELLINGS["long" if length == "long" else "short"]
+        telling = TELLINGS[length]
 
         async def compute() -> Captioned:
             answer = read_chat(await self._server.endpoint.post_made(CHAT, make, share.work_class))

@@ -21,8 +21,8 @@ class Roles(NamedTuple):
 
     servers: tuple[Server, ...]
     models: dict[str, ModelInfo]
-    writer: Writer | None = None
-    captioner: Server | None = None
+    writer: Writer | None
+    captioner: Server | None
 
     @property
     def chats(self) -> bool:
@@ -47,15 +47,14 @@ async def open_roles(
     for place in filter(None, dict.fromkeys((writer, captioner))):
         servers[place] = await open_server(place, options)
         unless_open.push_async_callback(servers[place].close)
-    roles = Roles(tuple(servers.values()), {})
+    models: dict[str, ModelInfo] = {}
     if writer:
-        roles.models["vllm_writer"] = servers[writer].info
-        roles = roles._replace(writer=await _open_writer(servers[writer], located))
+        models["vllm_writer"] = servers[writer].info
     if captioner:
         await check_vision(servers[captioner])
-        roles.models["vllm_captioner"] = captioner_info(servers[captioner])
-        roles = roles._replace(captioner=servers[captioner])
-    return roles
+        models["vllm_captioner"] = captioner_info(servers[captioner])
+    words = await _open_writer(servers[writer], located) if writer else None
+    return Roles(tuple(servers.values()), models, words, servers.get(captioner))
 
 
 async def _open_writer(server: Server, located: LocatedFamily) -> Writer:
